@@ -1,0 +1,189 @@
+"""Find, verify, load and safely write files: data/ of the course, or a user's own. Layer 0.
+
+What the course ships lies in `data/`, and `data/manifest.json` holds each file's sha256. A file
+is compared with it once per process, before it is used. Writing always goes to a temporary name
+in the same folder, then is renamed: a reader sees the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saelearn.errors import ArtifactError
+
+
+def data_dir() -> Path:
+    """The folder of shipped artefacts: `$SAELEARN_DATA`, or data/ beside the package."""
+    return Path(os.environ.get("SAELEARN_DATA") or Path(__file__).resolve().parent.parent / "data")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find(name: str) -> Path:
+    """Path of the shipped file or folder `name` in data/, each of its files verified.
+
+    Raises:
+        ArtifactError: it is missing, unlisted, or differs from its sha256 in the manifest.
+    """
+    root = data_dir()
+    manifest = _manifest(root)
+    files = [f for f in manifest if f == name or f.startswith(f"{name}/")]
+    if not files:
+        known = sorted({f.split("/")[0] for f in manifest})
+        raise ArtifactError(
+            f"an artefact in data/: one of {', '.join(known)}",
+            repr(name),
+            "check the name; `saelearn data` lists and rebuilds them",
+        )
+    for file in files:
+        _verify(root / file, manifest[file])
+    return root / name
+
+
+def write_manifest(root: Path) -> None:
+    """Record the sha256 of every file under `root` in its manifest.json."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix not in {".md", ".log"})
+    listed = {p.relative_to(root).as_posix(): sha256(p) for p in files if p.name != "manifest.json"}
+    write_json(root / "manifest.json", listed)
+    _manifest.cache_clear()
+    _verify.cache_clear()
+
+
+@contextlib.contextmanager
+def replacing(target: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; rename it onto `target` if the block succeeds.
+
+    A folder replaces a folder that holds nothing else than the new one, a file a file. If the
+    block raises, what it wrote is removed and `target` stays as it was.
+
+    Raises:
+        ArtifactError: the system could not write (full disk, no permission), or a folder with
+            files of somebody else would be lost.
+    """
+    target = Path(os.path.abspath(target))  # "." has no name
+    scratch = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield scratch / target.name
+        _put(scratch / target.name, target)
+    except ArtifactError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(
+            f"to write {target.name} into {target.parent}",
+            f"{type(error).__name__}: {error}",
+            "free some space or choose a folder you may write to; nothing was changed",
+        ) from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _put(new: Path, target: Path) -> None:
+    """Rename `new` onto `target`; tries again if another writer was quicker.
+
+    No folder can be renamed onto a full one: what is there steps aside, and back on failure.
+    """
+    aside = None
+    for attempt in range(10):
+        try:
+            os.replace(new, target)
+            return
+        except OSError:
+            if aside is not None:
+                with contextlib.suppress(OSError):
+                    os.replace(aside, target)
+            if attempt == 9 or not new.is_dir() or target.is_file():
+                raise
+        aside = new.with_name(f"{new.name}.{attempt}")
+        with contextlib.suppress(FileNotFoundError):  # another writer has moved it meanwhile
+            _refuse_loss(new, target)
+            os.replace(target, aside)
+
+
+def _refuse_loss(new: Path, target: Path) -> None:
+    """Refuse to replace a folder that holds files which the new one does not have."""
+    there, here = ({p.relative_to(root) for p in root.rglob("*")} for root in (target, new))
+    if lost := sorted(str(path) for path in there - here):
+        raise ArtifactError(
+            f"{target} to be new, empty, or an earlier version of what is saved",
+            f"a folder that also holds {', '.join(lost[:5])}",
+            "choose another folder, or delete this one if nothing in it is needed",
+        )
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ArtifactError: it is missing or is not JSON.
+    """
+    return _reading(Path(path), lambda p: json.loads(p.read_text("utf-8")))
+
+
+def write_tensors(
+    path: str | os.PathLike, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors as one safetensors file, atomically."""
+    with replacing(path) as temporary:
+        contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        save_file(contiguous, temporary, metadata=metadata)
+
+
+def read_tensors(path: str | os.PathLike, device: str = "cpu") -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ArtifactError: it is missing, truncated or not safetensors.
+    """
+    return _reading(Path(path), lambda p: load_file(p, device=device))
+
+
+def _reading(path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"a readable file {path.name} in {path.parent}",
+            f"{type(error).__name__}: {error}",
+            "check the path; a damaged file has to be fetched or built again",
+        ) from error
+
+
+@cache
+def _manifest(root: Path) -> dict[str, str]:
+    return read_json(root / "manifest.json")
+
+
+@cache
+def _verify(path: Path, digest: str) -> None:
+    remedy = f"restore it with `git checkout -- data`, or rebuild it: `saelearn data` ({path.name})"
+    if not path.is_file():
+        raise ArtifactError(f"the file {path}", "no such file", remedy)
+    if (actual := sha256(path)) != digest:
+        received = f"{actual[:12]}..., so the file was changed or cut short"
+        raise ArtifactError(f"{path.name} with sha256 {digest[:12]}...", received, remedy)
