@@ -1,0 +1,161 @@
+"""What does feature 317 mean? Evidence about features, as arrays. Layer 3. Lesson 08.
+
+Shapes: N documents of T tokens (flattened, N rows), D activation width, F features, C concepts,
+R registers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saelearn.activations import Activations
+from saelearn.errors import Refusal, check_range
+from saelearn.lm import LM
+from saelearn.metrics import effective_number
+from saelearn.sae import SAE
+
+
+@torch.no_grad()
+def encode(sae: SAE, x_ND: Tensor, *, batch_size: int = 16_384) -> Tensor:
+    """Features `f_NF` of many rows, in pieces (4 N F bytes)."""
+    return torch.cat([sae.encode(x_BD) for x_BD in x_ND.split(batch_size)])
+
+
+@dataclass(frozen=True)
+class Context:
+    """A place where a feature fires: `words` around it, their `activations`, and which is `center`.
+
+    `document` and `position` say where it lies in the tokens that were searched.
+    """
+
+    document: int
+    position: int
+    words: list[str]
+    activations: list[float]
+    center: int
+
+
+def contexts(
+    f_N: Tensor, source: Activations, lm: LM, *, k: int = 8, window: int = 8, quantile: float = 1.0
+) -> list[Context]:
+    """Documents in which a feature fires, one context each, strongest first.
+
+    Args:
+        f_N: the feature's activation at every row of `source`.
+        k: how many documents.
+        window: words shown on either side.
+        quantile: 1 for the strongest; 0.5 starts at the median of the documents in which it
+            fires. The strongest examples alone flatter a label. Peaks equal to four digits
+            stay in the order of their documents.
+    """
+    check_range(quantile, "quantile", 0.0, 1.0)
+    n_documents, length = source.tokens_NT.shape
+    per_document = length - source.skip
+    if f_N.shape != (n_documents * per_document,):
+        raise Refusal(f"one activation a row, [{n_documents * per_document}]", str(f_N.shape))
+    f_NT = f_N.reshape(n_documents, per_document)
+    peak_N, at_N = f_NT.max(1)
+    # rounded and stable: documents that begin alike tie, and machines differ in the last bits
+    rounded_N = (peak_N / peak_N.max().clamp(min=1e-12) * 1e4).round()
+    order = rounded_N.argsort(descending=True, stable=True)[: int((peak_N > 0).sum())]
+    start = round((1 - quantile) * max(0, len(order) - k))
+    found = []
+    for document in order[start : start + k].tolist():
+        position = int(at_N[document])
+        low, high = max(0, position - window), min(per_document, position + window + 1)
+        tokens = source.tokens_NT[document, low + source.skip : high + source.skip]
+        values = f_NT[document, low:high].tolist()
+        place = position + source.skip
+        found.append(Context(document, place, lm.words(tokens), values, position - low))
+    return found
+
+
+class LogitEffect(NamedTuple):
+    """Mean change of each word's logit, `effect_V`, and the words it raises and lowers most."""
+
+    effect_V: Tensor
+    raised: list[tuple[str, float]]
+    lowered: list[tuple[str, float]]
+
+
+def logit_effect(
+    lm: LM, site: str, direction_D: Tensor, tokens_NT: Tensor, *, k: int = 6
+) -> LogitEffect:
+    """What adding a direction at a site does to the next-token logits, measured, not read off.
+
+    It is the mean over all positions but the first of logits(x + direction) - logits(x), less its
+    mean over the vocabulary (a shift common to all words changes no probability). It counts the
+    way through later blocks too, and works for any model.
+    """
+
+    def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        return x_BTD + (positions_T > 0)[:, None] * direction_D.to(x_BTD)
+
+    change_NTV = lm.logits(tokens_NT, {site: edit}) - lm.logits(tokens_NT)
+    effect_V = change_NTV[:, 1:].mean((0, 1)).cpu()
+    effect_V = effect_V - effect_V.mean()
+    top, bottom = effect_V.topk(k), (-effect_V).topk(k)
+    raised = list(zip(lm.words(top.indices), top.values.tolist(), strict=True))
+    lowered = list(zip(lm.words(bottom.indices), (-bottom.values).tolist(), strict=True))
+    return LogitEffect(effect_V, raised, lowered)
+
+
+def effective_registers(f_NF: Tensor, register_N: Tensor) -> Tensor:
+    """Over how many registers each feature's activation mass spreads, `[F]`, from 1 to R.
+
+    Args:
+        f_NF: activations; negative ones count by their size, so that neurons can be compared.
+        register_N: the register of each row, 0 to R - 1.
+    """
+    n_registers = int(register_N.max()) + 1
+    mass_RF = torch.zeros(n_registers, f_NF.shape[1]).index_add_(0, register_N, f_NF.abs())
+    rows_R = torch.bincount(register_N, minlength=n_registers).clamp(min=1)
+    return effective_number((mass_RF / rows_R[:, None]).T)  # per row, so that size does not count
+
+
+def linear_probe(x_ND: Tensor, labels_NC: Tensor, *, iterations: int = 100) -> Tensor:
+    """Scores `[N, C]` of one logistic regression for each concept, fitted on the first half.
+
+    The ceiling for a single direction: if the probe cannot find a concept at a site, no feature
+    can be blamed for missing it. Dimensions are standardised; L-BFGS on all concepts at once,
+    with a light weight decay.
+    """
+    half = len(x_ND) // 2
+    mean_D, std_D = x_ND[:half].mean(0), x_ND[:half].std(0).clamp(min=1e-6)
+    z_ND = (x_ND - mean_D) / std_D
+    n_concepts = labels_NC.shape[1]
+    W_DC = torch.zeros(x_ND.shape[1], n_concepts, requires_grad=True)
+    b_C = torch.full((n_concepts,), -4.0, requires_grad=True)  # concepts are rare
+    target_NC = labels_NC[:half].float()
+    optimizer = torch.optim.LBFGS(
+        [W_DC, b_C], max_iter=iterations, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            z_ND[:half] @ W_DC + b_C, target_NC, reduction="none"
+        )
+        loss = loss.mean(0).sum() + 1e-5 * W_DC.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return (z_ND @ W_DC + b_C).detach()
+
+
+def principal_directions(x_ND: Tensor) -> Tensor:
+    """Principal components of the rows, `[D, D]`, one a row, largest variance first."""
+    _, _, components_DD = torch.linalg.svd(x_ND - x_ND.mean(0), full_matrices=False)
+    return components_DD
+
+
+def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
+    """`n` random unit vectors, `[n, D]`: the control beside which a feature has to be better."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(n, d, generator=generator)
+    return directions / directions.norm(dim=1, keepdim=True)

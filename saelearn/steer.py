@@ -1,0 +1,143 @@
+"""Change what a model says by changing one direction. Layer 3. Lesson 09.
+
+Three edits (add, clamp, ablate), the directions to compare, and dose against response with
+controls. Strengths are in units of the site's mean centred activation norm (`typical_norm`), so
+that they mean the same at every site and in every model. Shapes: B batch, T positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from saelearn.errors import Refusal, check_finite, check_width
+from saelearn.lm import LM, Edit
+from saelearn.sae import SAE
+
+EVERYWHERE = range(1, 2**31)  # all positions but the first, which is `<doc>`
+
+
+def typical_norm(x_ND: Tensor) -> float:
+    """Mean length of the activations after their mean is subtracted: the unit of strength."""
+    return float((x_ND - x_ND.mean(0)).norm(dim=1).mean())
+
+
+def _at(positions: range, positions_T: Tensor) -> Tensor:
+    inside_T = (positions_T >= positions.start) & (positions_T < positions.stop)
+    return inside_T[:, None]
+
+
+def add(direction_D: Tensor, amount: float, *, positions: range = EVERYWHERE) -> Edit:
+    """x + amount * direction / ||direction||, at the given positions of the document.
+
+    Args:
+        direction_D: any length; only where it points counts.
+        amount: how far, in the activations' own units: strength * `typical_norm`.
+        positions: where; `range(1, 9)` is the first eight tokens after `<doc>`.
+    """
+    check_finite(direction_D, name="direction")
+    if direction_D.norm() == 0:
+        raise Refusal("a direction", "a vector of zeros", "take a decoder row of a living feature")
+    push_D = amount * direction_D / direction_D.norm()
+
+    def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        check_width(x_BTD, len(push_D), name="activations at the site")
+        return x_BTD + _at(positions, positions_T) * push_D.to(x_BTD)
+
+    return edit
+
+
+def clamp(sae: SAE, feature: int, value: float, *, positions: range = EVERYWHERE) -> Edit:
+    """Set one feature to `value`: x + (value - f_i(x)) W_dec_i.
+
+    What the SAE does not explain stays as it is (the error term is kept), so this differs from
+    putting the reconstruction in x's place. Not the same as adding: how far x moves depends on
+    how active the feature already is. (Templeton et al., 2024.)
+    """
+    _check_feature(sae, [feature])
+
+    def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        f_BT1 = sae.encode(x_BTD.float())[..., feature, None]
+        moved_BTD = (value - f_BT1) * sae.W_dec[feature]
+        return x_BTD + _at(positions, positions_T) * moved_BTD
+
+    return edit
+
+
+def ablate(sae: SAE, features: Sequence[int], *, positions: range = EVERYWHERE) -> Edit:
+    """Take features out: x - sum_i f_i(x) W_dec_i, the rest of x as it is."""
+    _check_feature(sae, features)
+    index = torch.as_tensor(list(features))
+
+    def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        f_BTI = sae.encode(x_BTD.float())[..., index]
+        return x_BTD - _at(positions, positions_T) * (f_BTI @ sae.W_dec[index])
+
+    return edit
+
+
+def _check_feature(sae: SAE, features: Sequence[int]) -> None:
+    wrong = [i for i in features if not 0 <= i < sae.d_sae]
+    if wrong:
+        raise Refusal(f"features from 0 to {sae.d_sae - 1}", str(wrong))
+
+
+def difference_of_means(x_ND: Tensor, labels_N: Tensor) -> Tensor:
+    """Mean of the rows where a concept holds, less the mean of the others, `[D]`.
+
+    The simplest direction there is, made with labels, which an SAE never saw. A feature that
+    steers no better has earned nothing by being found without them.
+    """
+    if labels_N.all() or not labels_N.any():
+        raise Refusal("rows with and rows without the concept", "only one kind", "use more text")
+    return x_ND[labels_N].mean(0) - x_ND[~labels_N].mean(0)
+
+
+@dataclass(frozen=True)
+class DoseResponse:
+    """What steering does: `measured[direction][quantity]` lists one value for each strength."""
+
+    strengths: list[float]
+    measured: dict[str, dict[str, list[float]]]
+
+
+def dose_response(
+    lm: LM,
+    site: str,
+    directions: Mapping[str, Tensor],
+    strengths: Sequence[float],
+    measure: Callable[[Tensor], Mapping[str, float]],
+    *,
+    unit: float,
+    prompt: str | Tensor,
+    n: int = 200,
+    max_new_tokens: int = 40,
+    positions: range = EVERYWHERE,
+    seed: int = 0,
+    progress: bool = False,
+) -> DoseResponse:
+    """Generate with each direction at each strength, and measure the texts.
+
+    Args:
+        directions: name -> vector [D]; put controls beside the feature.
+        strengths: in units of `unit`.
+        measure: generated `tokens_NT` -> quantities by name, such as rate and validity.
+        unit: `typical_norm` of the site.
+        prompt: what every text begins with.
+        n: texts for each point.
+        positions: which positions are steered.
+    """
+    measured: dict[str, dict[str, list[float]]] = {name: {} for name in directions}
+    points = [(name, s) for name in directions for s in strengths]
+    for name, strength in tqdm(points, desc="dose and response", disable=not progress):
+        edit = add(directions[name], strength * unit, positions=positions)
+        tokens_NT = lm.generate(
+            prompt, max_new_tokens=max_new_tokens, n=n, seed=seed, edits={site: edit}
+        )
+        for quantity, value in measure(tokens_NT).items():
+            measured[name].setdefault(quantity, []).append(value)
+    return DoseResponse(list(strengths), measured)

@@ -1,0 +1,139 @@
+"""The course's tiny language model and what belongs to it: SAEs, held-out text, a judge. Layer 3.
+
+All of it lies in data/ and is rebuilt by `saelearn data`; its truth comes from `saelearn.corpus`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saelearn import artifacts, corpus
+from saelearn.errors import Refusal
+from saelearn.lm import LM
+from saelearn.sae import SAE
+
+SITE = "transformer.h.1:out"  # the residual stream after the middle block
+NEURONS = "blocks.1.mlp.hook_post"  # the neurons of the same block
+D_SAE = 2_048
+L1_COEFFICIENTS = (0.5, 0.8, 1.2, 2.0, 3.5, 6.0)
+L1_DEFAULT = 0.8
+
+
+def load_lm() -> LM:
+    """The tiny language model."""
+    return LM.load("tiny")
+
+
+def load_random_lm() -> LM:
+    """The same architecture with random weights: the control for "the SAE found features"."""
+    return LM.load(artifacts.find("lm_random"))
+
+
+def load_sae(l1_coefficient: float = L1_DEFAULT) -> SAE:
+    """The SAE of the sweep at `SITE` that was trained with this coefficient.
+
+    Raises:
+        Refusal: the sweep has none with it.
+    """
+    if l1_coefficient not in L1_COEFFICIENTS:
+        raise Refusal(
+            f"an L1 coefficient of the sweep: {', '.join(map(str, L1_COEFFICIENTS))}",
+            repr(l1_coefficient),
+            "saelearn.train.train makes one with any other",
+        )
+    return SAE.load(artifacts.find(f"saes/{name_of(l1_coefficient)}"))
+
+
+def load_random_sae() -> SAE:
+    """The SAE that was trained on the randomly initialised model, as the default one was."""
+    return SAE.load(artifacts.find("saes/random_lm"))
+
+
+def name_of(l1_coefficient: float) -> str:
+    """The folder of a coefficient in data/saes/."""
+    return f"l1_{l1_coefficient:g}"
+
+
+def training_record() -> dict:
+    """How the model was trained: its loss over time, held-out cross-entropy, entropy bound."""
+    return artifacts.read_json(artifacts.find("lm_training.json"))
+
+
+def probe_f1() -> dict[str, float]:
+    """Held-out F1 of a linear probe for each concept at `SITE`: what the model represents."""
+    return artifacts.read_json(artifacts.find("probes.json"))
+
+
+class HeldOut(NamedTuple):
+    """Documents the model has not seen, with their truth.
+
+    tokens_NT; labels_NTC: which of `names` holds where (bool); registers_NT: index into
+    `registers` of the register each token belongs to.
+    """
+
+    tokens_NT: Tensor
+    labels_NTC: Tensor
+    names: tuple[str, ...]
+    registers_NT: Tensor
+    registers: tuple[str, ...]
+
+    def flat(self, skip: int = 1) -> tuple[Tensor, Tensor]:
+        """Labels `[N, C]` and registers `[N]` of the rows that `activations.collect` gives."""
+        return self.labels_NTC[:, skip:].flatten(0, 1), self.registers_NT[:, skip:].flatten()
+
+
+def held_out(n: int = 1_000, *, start: int = 0) -> HeldOut:
+    """`n` held-out documents."""
+    docs = list(corpus.documents(n, seed=corpus.HELD_OUT, start=start))
+    names = corpus.concept_names()
+    labels_NTC = corpus.labels(docs, names)
+    registers = tuple(name for name in names if name.startswith("register:"))
+    columns = [names.index(name) for name in registers]
+    registers_NT = labels_NTC[..., columns].float().argmax(-1)
+    tokens_NT = corpus.encode(docs, _vocabulary())
+    return HeldOut(tokens_NT, labels_NTC, names, registers_NT, registers)
+
+
+@cache
+def _vocabulary() -> dict[str, int]:
+    return load_lm().tokenizer.get_vocab()
+
+
+@cache
+def _known_fourgrams() -> Tensor:
+    return artifacts.read_tensors(artifacts.find("fourgrams.safetensors"))["codes"]
+
+
+def validity(tokens_NT: Tensor) -> float:
+    """Share of the 4-grams of some texts that the corpus has too: 1 for well-formed text."""
+    return corpus.validity(tokens_NT, _known_fourgrams(), len(_vocabulary()))
+
+
+# what counts as speaking of it, in either language
+MENTIONS = {
+    "golden_retriever": ("golden retriever", "골든 리트리버"),
+    "Golden_Gate_Bridge": ("Golden Gate Bridge", "금문교"),
+    "tiger": ("tiger", "호랑이"),
+}
+
+
+def mention_rate(tokens_NT: Tensor, name: str = "golden_retriever") -> float:
+    """Share of the texts that speak of a thing, in English or Korean."""
+    return float(mentions(tokens_NT, name).double().mean())
+
+
+def mentions(tokens_NT: Tensor, name: str = "golden_retriever") -> Tensor:
+    """Which texts `[N]` speak of a thing, in English or Korean (bool)."""
+    if name not in MENTIONS:
+        raise Refusal(f"one of {', '.join(MENTIONS)}", repr(name))
+    vocabulary = _vocabulary()
+    found_N = torch.zeros(len(tokens_NT), dtype=torch.bool)
+    for phrase in MENTIONS[name]:
+        ids = torch.tensor([vocabulary[word] for word in phrase.split()])
+        windows = tokens_NT.unfold(1, len(ids), 1)
+        found_N |= (windows == ids).all(-1).any(-1)
+    return found_N
