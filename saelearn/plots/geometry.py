@@ -1,0 +1,225 @@
+"""Pictures of the toy models' geometry: where features point, and what they cost. Lesson 02.
+
+Shapes: K models, G features, D hidden dimensions, P settings of a dial. Arrays in, figure out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from plotly.subplots import make_subplots
+
+from saelearn.style import ACCENT, CONTROL, DATA, FEATURE, RECONSTRUCTION
+
+REACH = 1.5  # of the axes in pictures of the plane: norms of trained features stay below
+
+
+def samples(panels: Mapping[str, ArrayLike]) -> Figure:
+    """Feature vectors `[B, G]` as rows of a grey raster, one panel for each title."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(7.0, 4.0), sharey=True)
+    for ax, (title, f_BG) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        f_BG = np.asarray(f_BG)
+        image = ax.imshow(f_BG, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+        ax.set(title=title, xlabel="feature", xticks=range(f_BG.shape[1]))
+    np.atleast_1d(axes)[0].set_ylabel("sample")
+    fig.colorbar(image, ax=axes, label="amplitude (0: absent)")
+    return fig
+
+
+def planes(
+    W_KGD: ArrayLike, titles: Sequence[str], *, columns: int = 4, pairs: bool = False
+) -> Figure:
+    """Each model's features as arrows in its two hidden dimensions.
+
+    Args:
+        W_KGD: directions `[K, G, 2]`.
+        titles: one for each model.
+        columns: panels in a row.
+        pairs: features (0, 1), (2, 3), ... share a colour in turn.
+    """
+    W_KGD = np.asarray(W_KGD)
+    rows = -(-len(W_KGD) // columns)
+    size = (1.85 * columns, 2.05 * rows + 0.3)
+    fig, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax, W_GD, title in zip(axes.flat, W_KGD, titles, strict=True):
+        _arrows(ax, W_GD, [ACCENT if pairs and g // 2 % 2 else FEATURE for g in range(len(W_GD))])
+        ax.set_title(title, fontsize=9, loc="center")
+    fig.supxlabel("activation of hidden neuron 0", fontsize=10)
+    fig.supylabel("activation of hidden neuron 1", fontsize=10)
+    return fig
+
+
+def _arrows(ax: Axes, W_GD: np.ndarray, colours: Sequence[str]) -> None:
+    ax.add_patch(plt.Circle((0, 0), 1, fill=False, ls=":", ec=CONTROL, lw=1))
+    for g, (x, y) in enumerate(W_GD):
+        ax.plot([0, x], [0, y], color=colours[g], lw=2)
+        ax.plot(x, y, "o", color=colours[g], ms=4)
+        norm = np.hypot(x, y)
+        if norm > 0.3:  # labels of forgotten features would pile up in the middle
+            ax.text(x * (1 + 0.22 / norm), y * (1 + 0.22 / norm), g, ha="center", va="center")
+    ax.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal")
+    ax.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
+
+
+def responses(panels: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Figure:
+    """What goes in, what interference makes of it, and what comes out, for each feature.
+
+    Args:
+        panels: title -> (input `[G]`, W W^T f + b `[G]`, output after ReLU `[G]`).
+    """
+    fig, axes = plt.subplots(1, len(panels), figsize=(7.4, 3.2), sharey=True)
+    for ax, (title, (f_G, before_G, after_G)) in zip(axes, panels.items(), strict=True):
+        x_G = np.arange(len(np.asarray(f_G)))
+        ax.bar(x_G - 0.2, before_G, 0.4, color="#BBBBBB", label="before ReLU")
+        ax.bar(x_G + 0.2, after_G, 0.4, color=RECONSTRUCTION, label="output")
+        ax.plot(x_G, f_G, "_", color=DATA, ms=24, mew=2, label="input")
+        ax.axhline(0, color=DATA, lw=0.8)
+        ax.set(title=title, xlabel="feature", xticks=x_G)
+    axes[0].set_ylabel("amplitude")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return fig
+
+
+def upright(W_GD: ArrayLike) -> np.ndarray:
+    """The same geometry turned so that feature 0 points right and feature 1 up, `[G, 2]`."""
+    W_GD = np.asarray(W_GD, dtype=float)
+    cos, sin = W_GD[0] / max(np.linalg.norm(W_GD[0]), 1e-12)
+    turned_GD = W_GD @ np.array([[cos, -sin], [sin, cos]])
+    return turned_GD * np.array([1, -1 if turned_GD[1, 1] < 0 else 1])
+
+
+def sparsity_dial(p_P: Sequence[float], W_PGD: ArrayLike, dim_PG: ArrayLike) -> go.Figure:
+    """A slider through trained models: arrows in the plane, dimensionality beside them.
+
+    Args:
+        p_P: the probability that each model was trained with.
+        W_PGD: directions `[P, G, 2]`; turned here so that feature 0 stays in its place.
+        dim_PG: their dimensionalities.
+    """
+    frames = [
+        _dial_frame(p, upright(W_GD), np.asarray(dim_G))
+        for p, W_GD, dim_G in zip(p_P, np.asarray(W_PGD), np.asarray(dim_PG), strict=True)
+    ]
+    titles = ["directions in the hidden plane", "dimensionality"]
+    fig = make_subplots(1, 2, column_widths=[0.55, 0.45], subplot_titles=titles)
+    for trace, column in zip(frames[0].data, (1, 1, 2), strict=True):
+        fig.add_trace(trace, row=1, col=column)
+    fig.frames = frames
+    plane = {"range": [-REACH, REACH], "dtick": 1}
+    fig.update_xaxes(title="hidden neuron 0 (turned)", **plane, row=1, col=1)
+    fig.update_yaxes(title="hidden neuron 1", scaleanchor="x", **plane, row=1, col=1)
+    fig.update_xaxes(title="feature, most important first", dtick=1, row=1, col=2)
+    fig.update_yaxes(title="share of a dimension", range=[0, 1.1], row=1, col=2)
+    jump = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
+    steps = [
+        {"method": "animate", "label": frame.name, "args": [[frame.name], jump]} for frame in frames
+    ]
+    slider = {"steps": steps, "currentvalue": {"prefix": "p = "}, "pad": {"t": 70}}
+    return fig.update_layout(sliders=[slider], showlegend=False, height=490, width=760)
+
+
+def _dial_frame(p: float, W_GD: np.ndarray, dim_G: np.ndarray) -> go.Frame:
+    W_GD = W_GD.round(3)
+    spokes = [[v for w in W_GD[:, d] for v in (0.0, float(w), None)] for d in (0, 1)]
+    names = [str(g) for g in range(len(W_GD))]
+    seen = [name if np.hypot(*w) > 0.3 else "" for name, w in zip(names, W_GD, strict=True)]
+    places = ["top center" if y >= 0 else "bottom center" for y in W_GD[:, 1]]
+    lines = go.Scatter(x=spokes[0], y=spokes[1], mode="lines", line={"color": FEATURE, "width": 3})
+    tips = go.Scatter(
+        x=W_GD[:, 0].tolist(),
+        y=W_GD[:, 1].tolist(),
+        mode="markers+text",
+        text=seen,
+        textposition=places,
+        marker={"color": FEATURE, "size": 8},
+        hovertemplate="(%{x}, %{y})<extra></extra>",
+    )
+    bars = go.Bar(x=names, y=dim_G.round(2).tolist(), marker={"color": FEATURE})
+    return go.Frame(name=f"{p:g}", data=[lines, tips, bars])
+
+
+def losses(values: Mapping[str, float], controls: Sequence[str]) -> Figure:
+    """Losses as horizontal bars with their numbers; `controls` are drawn in the control's grey."""
+    fig, ax = plt.subplots(figsize=(7.0, 2.6))
+    names = list(values)
+    colours = [CONTROL if name in controls else RECONSTRUCTION for name in names]
+    bars = ax.barh(names, list(values.values()), color=colours)
+    ax.bar_label(bars, fmt="%.4f", padding=4)
+    ax.invert_yaxis()
+    ax.margins(x=0.15)
+    ax.set_xlabel("weighted loss (mean over samples and features)")
+    return fig
+
+
+def staircase(p_P: Sequence[float], dim_PG: ArrayLike, random_G: ArrayLike) -> Figure:
+    """Dimensionalities of all features, sorted, one curve for each sparsity.
+
+    Args:
+        p_P: the probability that each model was trained with.
+        dim_PG: dimensionalities `[P, G]`.
+        random_G: those of random directions, as the control.
+    """
+    dim_PG = np.asarray(dim_PG)
+    fig, axes = plt.subplots(1, len(p_P) + 1, figsize=(7.6, 2.9), sharey=True)
+    random = np.asarray(random_G)
+    titles = [f"p = {p:g}" for p in p_P] + ["untrained"]
+    for ax, title, dim_G in zip(axes, titles, [*dim_PG, random], strict=True):
+        for share in (1 / 2, 2 / 5):
+            ax.axhline(share, color="#BBBBBB", lw=0.8, zorder=0)
+        colour = CONTROL if dim_G is random else FEATURE
+        ax.plot(np.sort(dim_G)[::-1], ".", ms=4, color=colour)
+        ax.set_title(f"{title}\nsum {dim_G.sum():.0f}", fontsize=9)
+        ax.set_xticks([0, len(dim_G)])
+    for share, name in ((1 / 2, "1/2"), (2 / 5, "2/5")):
+        axes[0].text(len(random), share, name, fontsize=8, va="bottom", ha="right")
+    axes[0].set(ylabel="share of a dimension", ylim=(-0.03, 0.75))
+    fig.supxlabel("feature, sorted by its share", fontsize=10)
+    return fig
+
+
+def neurons(W: Mapping[str, ArrayLike]) -> Figure:
+    """How strongly each feature drives each hidden neuron: one column of panels for each model.
+
+    Args:
+        W: title -> directions `[G, 2]`.
+    """
+    fig, axes = plt.subplots(2, len(W), figsize=(7.4, 3.8), sharey=True, squeeze=False)
+    for column, (title, W_GD) in enumerate(W.items()):
+        W_GD = np.asarray(W_GD)
+        for d, ax in enumerate(axes[:, column]):
+            ax.bar(range(len(W_GD)), W_GD[:, d], color=FEATURE, width=0.6)
+            ax.axhline(0, color=DATA, lw=0.8)
+            ax.set(xticks=range(len(W_GD)), xlim=(-0.6, len(W_GD) - 0.4), ylim=(-1.4, 1.4))
+        axes[0, column].set_title(title, fontsize=10)
+        axes[1, column].set_xlabel("feature")
+    for d, ax in enumerate(axes[:, 0]):
+        ax.set_ylabel(f"weight into\nneuron {d}")
+    return fig
+
+
+def norm_by_frequency(p_G: ArrayLike, norms: Mapping[str, ArrayLike]) -> Figure:
+    """Length of each feature's direction against how often the feature occurs.
+
+    Args:
+        p_G: probability of each feature.
+        norms: two, label -> `[G]`; labelled where the curve drops.
+    """
+    p_G = np.asarray(p_G)
+    fig, ax = plt.subplots(figsize=(7.0, 3.4))
+    sides = ((ACCENT, 1.15, "right"), (FEATURE, 0.85, "left"))
+    for (label, norm_G), (colour, shift, side) in zip(norms.items(), sides, strict=True):
+        norm_G = np.asarray(norm_G)
+        ax.plot(p_G, norm_G, "o-", ms=4, color=colour)
+        last = np.flatnonzero(norm_G > 0.5).max()
+        ax.text(p_G[last] * shift, 0.7, label, color=colour, ha=side)
+    ax.axhline(0.5, color=CONTROL, lw=1, ls=":")
+    ax.set(xscale="log", ylim=(-0.05, 1.45), xlabel="frequency: probability to be on, p")
+    ax.set_ylabel("length of direction")
+    ax.invert_xaxis()
+    return fig

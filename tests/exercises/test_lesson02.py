@@ -1,0 +1,184 @@
+"""The checks of lesson 02: right answers written differently pass, likely mistakes are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saelearn.exercises import NotPassed
+from saelearn.exercises import lesson02 as check
+
+
+def coin(n, G, p, g):
+    return torch.rand(n, G, generator=g) < p
+
+
+def rand(n, G, g):
+    return torch.rand(n, G, generator=g)
+
+
+def rescaled_draw(n, n_features, p, *, generator):
+    """One draw, rescaled where it is below p: the same law."""
+    u = rand(n, n_features, generator)
+    return torch.where(u < p, u / max(p, 1e-9), 0.0)
+
+
+def numpy_sampler(n, n_features, p, *, generator):
+    on = coin(n, n_features, p, generator).numpy()
+    return on * rand(n, n_features, generator).numpy()
+
+
+def frozen_seed(n, n_features, p, *, generator):
+    return torch.rand(n, n_features) * coin(n, n_features, p, generator)
+
+
+def unit(W):
+    return W / W.norm(dim=1, keepdim=True).clamp(min=1e-9)
+
+
+def share_by_loops(W):
+    out = []
+    for w in W.double():
+        norm = w.norm()
+        out.append(norm**2 / sum((w @ h / norm) ** 2 for h in W.double()) if norm > 0 else 0.0)
+    return torch.tensor(out)
+
+
+def share_by_gram(W):
+    gram = W @ W.T
+    return torch.nan_to_num(gram.diag() ** 2 / gram.square().sum(1))
+
+
+def many_kept(W):
+    return (W.square().sum(1) > 0.25).sum() > W.shape[1]
+
+
+RIGHT = [
+    (check.sampler, lambda n, G, p, *, generator: rand(n, G, generator) * coin(n, G, p, generator)),
+    (check.sampler, rescaled_draw),
+    (check.sampler, numpy_sampler),
+    (check.model, lambda f, W, b: torch.relu(f @ W @ W.T + b)),
+    (check.model, lambda f, W, b: np.maximum(0, f.numpy() @ (W @ W.T).numpy() + b.numpy())),
+    (check.model, lambda f, W, b: torch.einsum("bg,gd,hd->bh", f, W, W).add(b).clamp(min=0)),
+    (check.loss, lambda f, f_hat, importance: (importance * (f - f_hat) ** 2).mean()),
+    (check.loss, lambda f, h, i: float(((h - f).square() @ i).sum() / f.numel())),
+    (check.dimensionality, share_by_loops),
+    (check.dimensionality, share_by_gram),
+    (check.superposed, many_kept),
+    (check.superposed, lambda W: sum(bool(w.norm() > 0.5) for w in W) > len(W[0])),
+    (check.superposed, lambda W: np.bool_(int((W.norm(dim=1) > 0.3).sum()) > W.shape[1])),
+    (check.cost, lambda p, importance: importance * p / 3),
+    (check.cost, lambda p, importance: (importance * p).numpy() * 0.3333),
+]
+
+WRONG = [
+    (check.sampler, lambda n, G, p, *, generator: rand(n, G, generator), "share of 1.00"),
+    (
+        check.sampler,
+        lambda n, G, p, *, generator: rand(n, G, generator) * ~coin(n, G, p, generator),
+        "off that often",
+    ),
+    (check.sampler, lambda n, G, p, *, generator: coin(n, G, p, generator), "same"),
+    (
+        check.sampler,
+        lambda n, G, p, *, generator: rand(n, G, generator) * coin(n, 1, p, generator),
+        "own coin",
+    ),
+    (
+        check.sampler,
+        lambda n, G, p, *, generator: (u := rand(n, G, generator)) * (u < p),
+        "second draw",
+    ),
+    (
+        check.sampler,
+        lambda n, G, p, *, generator: (u := rand(n, G, generator)) * (u > 1 - p),
+        "second draw",
+    ),
+    (
+        check.sampler,
+        lambda n, G, p, *, generator: torch.randn(n, G) * coin(n, G, p, generator),
+        "between 0 and 1",
+    ),
+    (check.sampler, frozen_seed, "same seed"),
+    (check.sampler, lambda n, G, p, *, generator: rand(G, n, generator), "shape"),
+    (check.model, lambda f, W, b: f @ W @ W.T + b, "ReLU is missing"),
+    (check.model, lambda f, W, b: torch.relu(f @ W @ W.T), "bias is missing"),
+    (check.model, lambda f, W, b: torch.relu(f @ W @ W.T) + b, "before the ReLU"),
+    (check.model, lambda f, W, b: torch.relu(torch.relu(f @ W) @ W.T + b), "only at the end"),
+    (check.model, lambda f, W, b: torch.relu(f @ W), "shape (6, 2)"),
+    (check.model, lambda f, W, b: f @ W.T @ W, "raised RuntimeError"),
+    (check.loss, lambda f, h, i: (f - h).square().mean(), "importance is missing"),
+    (check.loss, lambda f, h, i: (i * (f - h)).square().mean(), "squared too"),
+    (check.loss, lambda f, h, i: (i * (f - h).square()).sum(), "batch size"),
+    (check.loss, lambda f, h, i: (i * (f - h).square()).sum(1).mean(), "summed over features"),
+    (check.loss, lambda f, h, i: (i * (f - h).square()).mean(0), "shape (4,)"),
+    (check.loss, lambda f, h, i: (i * (f - h).abs()).mean(), "square the error"),
+    (check.dimensionality, lambda W: W.norm(dim=1) ** 2 / (W @ W.T).square().sum(1), "its length"),
+    (check.dimensionality, lambda W: 1 / (unit(W) @ unit(W).T).square().sum(1), "lengths are lost"),
+    (
+        check.dimensionality,
+        lambda W: W.norm(dim=1) ** 2 / (unit(W) @ W.T).sum(1),
+        "squared before",
+    ),
+    (
+        check.dimensionality,
+        lambda W: W.norm(dim=1) / (unit(W) @ W.T).square().sum(1),
+        "not the length",
+    ),
+    (
+        check.dimensionality,
+        lambda W: (W @ W.T).diag() ** 2 / (W @ W.T).square().sum(1),
+        "length 0",
+    ),
+    (check.dimensionality, lambda W: W.norm(dim=1).mean(), "shape ()"),
+    (check.superposed, lambda W: ((W.abs() > 0.2).sum(0) > 1).any(), "nothing is shared"),
+    (check.superposed, lambda W: len(W) > W.shape[1], "do not count"),
+    (check.superposed, lambda W: (W.norm(dim=1) > 0.5).sum() > 2, "count the columns"),
+    (check.superposed, lambda W: False, "five features"),
+    (check.superposed, lambda W: W.norm(dim=1) > 0.5, "one True or False"),
+    (check.cost, lambda p, i: i * p / 2, "E[f^2] = 1/3, while"),
+    (check.cost, lambda p, i: i * p / 4, "square of the mean"),
+    (check.cost, lambda p, i: i * p, "amplitude is missing"),
+    (check.cost, lambda p, i: p / 3, "importance is missing"),
+    (check.cost, lambda p, i: i / 3, "p is missing"),
+]
+CHECKS = [
+    check.sampler,
+    check.model,
+    check.loss,
+    check.dimensionality,
+    check.superposed,
+    check.cost,
+]
+
+
+@pytest.mark.parametrize(("judge", "answer"), RIGHT)
+def test_right_answers_pass(judge, answer):
+    verdict = judge(answer)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(("judge", "answer", "hint"), WRONG)
+def test_likely_mistakes_are_named(judge, answer, hint):
+    verdict = judge(answer)
+    assert verdict.state == "wrong"
+    assert hint in verdict.message
+
+
+@pytest.mark.parametrize("judge", CHECKS)
+def test_stubs_are_open_and_errors_are_told(judge):
+    assert judge(None).state == judge(...).state == "open"
+    assert judge(lambda *args, **kwargs: None).state == "open"
+    assert judge(lambda *args, **kwargs: ...).state == "open"
+    assert judge(lambda *args, **kwargs: 1 / 0).state == "wrong"
+    assert judge(3.0).state == "wrong"
+
+
+@pytest.mark.parametrize("judge", CHECKS)
+def test_the_autograder_hears_of_it(judge, monkeypatch):
+    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    with pytest.raises(NotPassed):
+        judge(lambda *args, **kwargs: None)
+    right = next(answer for known, answer in RIGHT if known is judge)
+    assert judge(right).passed
