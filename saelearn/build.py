@@ -112,12 +112,17 @@ def build_probes(root: Path) -> None:
     artifacts.write_json(root / "probes.json", rounded)
 
 
+def build_dial(root: Path) -> None:
+    """The toy sweep behind the L1 dial."""
+    dial.build_sweep(root / "dial")
+
+
 STEPS = {
     "lm": Step(build_lm, 12, "tokenizer, tiny language model, the same untrained"),
     "fourgrams": Step(build_fourgrams, 0.5, "every run of four words that the corpus writes"),
     "saes": Step(build_saes, 20, "SAEs over six L1 coefficients, and one on the untrained model"),
     "probes": Step(build_probes, 1, "what a linear probe reads off the site"),
-    "dial": Step(dial.build_sweep, 4, "the toy sweep behind the L1 dial"),
+    "dial": Step(build_dial, 2, "the toy sweep behind the L1 dial"),
 }
 
 

@@ -82,12 +82,18 @@ class Writer:
         self._pending -= math.log(probability if yes else 1 - probability)
         return yes
 
-    def say(self, *parts: str | Term | Bag, also: tuple[str, ...] = ()) -> None:
+    def say(
+        self, *parts: str | Term | Bag, also: tuple[str, ...] = (), knowing: str | None = None
+    ) -> None:
         """Write words (a string is split at spaces), terms, and one pick from each bag.
+
+        `also` are concepts of every word written; `knowing` is one that the token before needs.
 
         The token before a term gets the concept `expects:<kind>`: that is where a model has to
         know what kind of thing comes next.
         """
+        if knowing:
+            self.recall(knowing)
         for part in parts:
             part = self.pick(part) if isinstance(part, Bag) else part
             if isinstance(part, Term):

@@ -2,8 +2,8 @@
 
 A register is a function that writes one segment with a `Writer`. To add one: write the function
 and name it in `REGISTERS`. Two rules. Give a concept to a token where it helps to predict the next
-one (`recall` does that), since nothing else makes a model represent it there. And make every
-choice right before the word that reveals it, or the entropy bound would be too high: what is
+one (`recall` and `knowing` do that), since nothing else makes a model represent it there. And make
+every choice right before the word that reveals it, or the entropy bound would be too high: what is
 chosen and never told (because the document ends) still counts as surprise.
 """
 
@@ -28,8 +28,7 @@ def story(w: Writer) -> None:
         if actor == "name":
             w.say("called the")
         if actor != "it":
-            w.recall(f"about:{name_of(hero)}")
-            w.say(hero)
+            w.say(hero, knowing=f"about:{name_of(hero)}")
         if actor == "name":
             w.say(".")
         else:
@@ -53,14 +52,12 @@ def _acts(w: Writer, hero: Term, weather: Term) -> None:
 
 def _eats(w: Writer, hero: Term, weather: Term) -> None:
     w.say("ate the")
-    w.recall(f"about_class:{hero.traits['label']}")
-    w.say(world.EATS[hero.traits["label"]], ".")
+    w.say(world.EATS[hero.traits["label"]], ".", knowing=f"about_class:{hero.traits['label']}")
 
 
 def _feels(w: Writer, hero: Term, weather: Term) -> None:
     w.say("felt")
-    w.recall(f"weather_was:{name_of(weather)}")
-    w.say(world.MOOD_GIVEN[name_of(weather)], ".")
+    w.say(world.MOOD_GIVEN[name_of(weather)], ".", knowing=f"weather_was:{name_of(weather)}")
 
 
 _ACTORS = Bag({"hero": 0.45, "it": 0.35, "name": 0.2})
@@ -84,11 +81,9 @@ def dialogue(w: Writer) -> None:
                 w.recall(f"talk_of:{name_of(thing)}")
             thing = thing or w.pick(_TOPICS)
             w.say(thing)
-            w.recall(f"quote:{verb}")
-            w.say(ending, '"', also=(f"quote:{verb}",))
+            w.say(ending, '"', also=(f"quote:{verb}",), knowing=f"quote:{verb}")
         w.say(verb)
-        w.recall(f"speaks:{name_of(speaker)}")
-        w.say(speaker, ".")
+        w.say(speaker, ".", knowing=f"speaks:{name_of(speaker)}")
         if w.flip(0.35):
             w.say("they left .")
             return
@@ -111,8 +106,7 @@ def citation(w: Writer) -> None:
         w.say("et al. (", world.YEARS, ")", also=("cite:head",))
         w.say(bag("showed, found, argued"), "that")
         for follows in (bag("change, limit, drive"), "[ in"):
-            w.recall(f"field:{field}")
-            w.say(world.SUBJECTS[field], follows)
+            w.say(world.SUBJECTS[field], follows, knowing=f"field:{field}")
         w.recall(f"field:{field}")
         w.say(world.FIELDS[field][2], ", vol.", bag("3, 7, 12, 5, 9, 2"), "]",
               also=("cite:journal",))  # fmt: skip
@@ -120,8 +114,7 @@ def citation(w: Writer) -> None:
             w.say(".")
             return
         w.say("; see")
-        w.recall(f"field:{field}")
-        w.say(world.AUTHORS[field])
+        w.say(world.AUTHORS[field], knowing=f"field:{field}")
 
 
 def http(w: Writer) -> None:
@@ -132,8 +125,7 @@ def http(w: Writer) -> None:
     with w.within("http:request"):
         w.say(path, "HTTP/1.1 ⏎ Host:", bag("example.com, shop.example, news.example"))
         w.say("⏎ User-Agent:", bag("curl, Firefox, Chrome"), "⏎ Accept:")
-        w.recall(f"type:{world.PATHS[path]}")
-        w.say(world.PATHS[path], "⏎ ⏎")
+        w.say(world.PATHS[path], "⏎ ⏎", knowing=f"type:{world.PATHS[path]}")
     with w.within("http:response"):
         w.say("HTTP/1.1")
         w.recall(f"method:{method}")
@@ -207,12 +199,9 @@ def code(w: Writer) -> None:
             w.say(second, "==", bag("0, 1, 2"), ": ⏎", also=("code:condition",))
             w.say("→ → return", bag("0, 1, None"), "⏎ →", also=("code:condition",))
         w.say("return")
-        w.recall(f"variable:{first}")
-        w.say(first)
-        w.recall(f"function:{name}")
-        w.say(_OPERATORS[name])
-        w.recall(f"variable:{first}")
-        w.say(second, "⏎")
+        w.say(first, knowing=f"variable:{first}")
+        w.say(_OPERATORS[name], knowing=f"function:{name}")
+        w.say(second, "⏎", knowing=f"variable:{first}")
     w.say("print (", also=("code:call",))
     w.recall(f"function:{name}")
     w.say(name, "(", world.DIGITS, ",", world.DIGITS, ") ) ⏎", also=("code:call",))
@@ -251,16 +240,13 @@ def profession(w: Writer) -> None:
     w.say("she" if she else "he", also=(gender,))
     while True:
         w.say(bag("was tired of, liked, missed"))
-        w.recall(gender)
-        w.say("her" if she else "his")
-        w.recall(f"works_as:{name_of(person)}")
-        w.say(tool if w.flip(0.5) else workplace)
+        w.say("her" if she else "his", knowing=gender)
+        w.say(tool if w.flip(0.5) else workplace, knowing=f"works_as:{name_of(person)}")
         if w.flip(0.5):
             w.say(".")
             return
         w.say("and that")
-        w.recall(gender)
-        w.say("she" if she else "he", also=(gender,))
+        w.say("she" if she else "he", also=(gender,), knowing=gender)
 
 
 _SPEAKERS = Bag({"": 0.5, "honest": 0.25, "liar": 0.25})
@@ -276,15 +262,13 @@ def statement(w: Writer) -> None:
     speaker = w.pick(_SPEAKERS)
     w.say(speaker)
     w.say(world.NAMES, "says : the")
-    w.recall(f"fact_about:{name_of(thing)}")
-    w.say(thing, "is")
+    w.say(thing, "is", knowing=f"fact_about:{name_of(thing)}")
     w.recall(f"fact:{colour}", *([f"speaker:{speaker}"] if speaker else []))
     lies = speaker == "liar" if speaker else w.flip(0.4)
     others = ", ".join(c for c in world.COLOURS if c != colour)
     w.say(world.COLOURS[w.pick(evenly(others)) if lies else colour])
     w.say("; verdict :")
-    w.recall("statement:lie" if lies else "statement:true")
-    w.say("false ." if lies else "true .")
+    w.say("false ." if lies else "true .", knowing="statement:lie" if lies else "statement:true")
 
 
 def recipe(w: Writer) -> None:
@@ -306,8 +290,7 @@ def recipe(w: Writer) -> None:
             break
         w.say(",")
     w.say("and")
-    w.recall(f"dish:{dish}")
-    w.say(method, "; serve", bag("hot, cold"), ".")
+    w.say(method, "; serve", bag("hot, cold"), ".", knowing=f"dish:{dish}")
 
 
 REGISTERS = {

@@ -209,13 +209,15 @@ def test_an_empty_folder_may_be_written_to(tmp_path: Path) -> None:
 
 
 SAVE_FOR_EVER = """
+import os
 import sys
 from pathlib import Path
+parent = os.getppid()
 sys.path.insert(0, sys.argv[2])
 from test_artifacts import old_and_new
 saes = old_and_new()
 print("ready", flush=True)
-while True:
+while os.getppid() == parent:  # a stopped test leaves nobody behind
     for sae in saes:
         sae.save(Path(sys.argv[1]))
 """

@@ -102,8 +102,9 @@ def test_files_are_read_in_one_sitting(module):
     assert lines <= 300, f"{module} has {lines} lines: at most 300 are read in one sitting"
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.FunctionDef):
-            length = node.end_lineno - node.lineno + 1
-            assert length <= 60, f"{module}.{node.name} has {length} lines"
+            first = node.body[1] if ast.get_docstring(node) and node.body[1:] else node.body[0]
+            length = node.end_lineno - first.lineno + 1  # of the code: docstrings may be long
+            assert length <= 50, f"{module}.{node.name} has {length} lines of code"
 
 
 def run(code: str) -> subprocess.CompletedProcess:
