@@ -1,15 +1,13 @@
 """Any Hugging Face causal language model: load, capture, edit, generate. Layer 2. Lesson 06.
 
-The course's tiny model takes the same path as `gpt2` or a Llama. A site is a place in a model:
-the path PyTorch gives a module, with `:in` or `:out` (`transformer.h.1:out` is the residual
-stream after block 1; without either, `:out`). SAELens' hook names (`blocks.1.hook_resid_post`)
-are understood too. Shapes: N documents, B batch, T positions, D activation width, V vocabulary.
+The course's tiny model takes the same path as `gpt2` or a Llama. A site is a place in a model,
+such as `transformer.h.1:out` (`saelearn.sites`). Shapes: N documents, B batch, T positions, D
+activation width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,17 +17,14 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
-from saelearn import artifacts
+from saelearn import artifacts, sites
 from saelearn.errors import Refusal, check_range
 
 TINY = "tiny"
 Edit = Callable[[Tensor, Tensor], Tensor]
 """(x_BTD, positions_T) -> the tensor that takes the place of x_BTD."""
-
-_LAYERS = ("transformer.h", "gpt_neox.layers", "model.layers", "model.decoder.layers")
-_ATTENTION = ("attn", "attention", "self_attn")
-_DOWN = ("mlp.c_proj", "mlp.dense_4h_to_h", "mlp.down_proj")  # their input: MLP neurons
 
 
 class LM:
@@ -55,8 +50,9 @@ class LM:
         source = artifacts.find("lm") if name == TINY else name
         try:
             where = {"local_files_only": Path(source).exists() or _unreachable(str(source))}
-            tokenizer = AutoTokenizer.from_pretrained(source, **where)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **where)
+            with _quiet_if(Path(source).exists()):
+                tokenizer = AutoTokenizer.from_pretrained(source, **where)
+                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **where)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise Refusal(
@@ -206,61 +202,12 @@ class LM:
             yield
 
     def find_site(self, site: str) -> tuple[nn.Module, str]:
-        """The module that a site names, and "in" or "out".
-
-        Raises:
-            Refusal: the model has no such module.
-        """
-        path, _, side = self._translate(site).partition(":")
-        try:
-            module = self.model.get_submodule(path)
-        except AttributeError:
-            module = None
-        if isinstance(module, nn.ModuleList | nn.ModuleDict):  # nothing ever passes through these
-            module = None
-        if module is None or not path or side not in ("", "in", "out"):
-            near = [p for p, _ in self.model.named_modules() if p.split(".")[-1] == "mlp"][:2]
-            raise Refusal(
-                f"a site of this model, such as {', '.join([*self.residual_sites()[:2], *near])}",
-                repr(site),
-                "lm.residual_sites() lists the usual ones; any module path with :in or :out works",
-            )
-        return module, side or "out"
+        """The module that a site names, and "in" or "out"; `sites.find`."""
+        return sites.find(self.model, site)
 
     def residual_sites(self) -> list[str]:
         """The residual stream after each block, as site names."""
-        path = self._layers_path()
-        return [f"{path}.{i}:out" for i in range(len(self.model.get_submodule(path)))]
-
-    def _layers_path(self) -> str:
-        modules = dict(self.model.named_modules())
-        for path in _LAYERS:
-            if path in modules:
-                return path
-        lists = {p: m for p, m in modules.items() if isinstance(m, nn.ModuleList)}
-        if not lists:
-            raise Refusal("a model made of a list of blocks", type(self.model).__name__)
-        return max(lists, key=lambda p: len(lists[p]))
-
-    def _translate(self, site: str) -> str:
-        """SAELens' and TransformerLens' names into module paths; others as they are."""
-        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", site)
-        if not match:
-            return site
-        block = f"{self._layers_path()}.{match[1]}"
-        modules = {p for p, _ in self.model.named_modules()}
-
-        def first(names: Sequence[str]) -> str:
-            return next((f"{block}.{n}" for n in names if f"{block}.{n}" in modules), "")
-
-        known = {
-            "hook_resid_pre": f"{block}:in",
-            "hook_resid_post": f"{block}:out",
-            "hook_mlp_out": f"{block}.mlp:out",
-            "hook_attn_out": f"{first(_ATTENTION)}:out",
-            "mlp.hook_post": f"{first(_DOWN)}:in",
-        }
-        return known.get(match[2], site)
+        return sites.residual(self.model)
 
     def _hook_out(self, edit: Edit) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
@@ -297,3 +244,16 @@ def _unreachable(name: str) -> bool:
     except Exception:  # whatever the network library raises, or no name that a hub could know
         return True
     return False
+
+
+@contextlib.contextmanager
+def _quiet_if(local: bool) -> Iterator[None]:
+    """No progress bar for what loads from a folder at once; it comes back afterwards."""
+    if not local or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
