@@ -1,0 +1,73 @@
+"""What the learner writes in lesson 08 equals what the library does."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import make, some_tokens
+from torch import nn
+
+from saelearn import features, metrics
+from saelearn.activations import Activations
+from saelearn.sae import SAE
+
+LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "08_features.ipynb"
+
+
+@pytest.fixture(scope="module")
+def lesson() -> dict[str, Any]:
+    """The lesson's functions, without the rest of its cells."""
+    names: dict[str, Any] = {"torch": torch}
+    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            body = ast.parse("".join(cell["source"])).body
+            kept = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
+    return names
+
+
+def rand(seed: int, *shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_top_documents_are_those_of_contexts(lesson):
+    f_NT = rand(0, 12, 9)
+    source = Activations(torch.zeros(108, 16), some_tokens(12, 10), "site", 1)
+    found = features.contexts(f_NT.flatten(), source, make("gpt2"), k=5)
+    assert lesson["top_documents"](f_NT, 5).tolist() == [c.document for c in found]
+
+
+def test_direction_is_the_decoder_row(lesson):
+    sae = SAE(6, 20, seed=1)
+    decoder = nn.Linear(20, 6)
+    decoder.weight.data = sae.W_dec.data.T
+    assert torch.equal(lesson["written_by"](decoder, 17), sae.W_dec[17])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_f1(lesson, share):
+    fires, holds = rand(1, 200) < share, rand(2, 200) < 0.3
+    ours = metrics.f1(fires[:, None], holds[:, None])
+    assert lesson["f1_score"](fires, holds) == pytest.approx(float(ours))
+
+
+def test_honest_f1_is_best_f1_of_one_candidate(lesson):
+    score = rand(3, 400)
+    holds = rand(4, 400) < torch.sigmoid(12 * (score - 0.6))
+    best = metrics.best_f1(score[:, None], holds[:, None])
+    first = sorted(score[:200].tolist())
+    shares = 1 - torch.logspace(-4, -0.3, 24)
+    grid = [first[int(share * 199)] for share in shares]
+    assert lesson["honest_f1"](score, holds, grid) == pytest.approx(float(best.f1_C))
+
+
+@pytest.mark.parametrize("masses", [[1.0, 1, 1, 1], [5, 3, 0, 0], [0, 7, 0, 0]])
+def test_effective_number(lesson, masses):
+    mass_R = torch.tensor(masses)
+    ours = metrics.effective_number(mass_R)
+    torch.testing.assert_close(lesson["effective_number"](mass_R).double(), ours)
