@@ -152,6 +152,7 @@ def write_tensors(
     with replacing(path) as temporary:
         contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(contiguous, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # safetensors writes for the owner alone; data are for all to read
 
 
 def read_tensors(path: str | os.PathLike, device: str = "cpu") -> dict[str, Tensor]:

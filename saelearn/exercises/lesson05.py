@@ -1,0 +1,237 @@
+"""Checks of lesson 05, the L1 dial. Layer 4.
+
+Shapes: B batch, D activation width, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelearn.exercises import Mistake, call, close, diagnose, exercise, need_shape
+
+
+@exercise(
+    "Exercise 5.1: encode and decode",
+    passed="this is a whole SAE: it looks for directions, keeps what is positive, and adds up the "
+    "directions of what it kept.",
+)
+def encode_decode(encode: Callable, decode: Callable) -> None:
+    """`encode(x_BD, W_enc_DF, b_enc_F, b_dec_D)` and `decode(f_BF, W_dec_FD, b_dec_D)`."""
+    draw = torch.Generator().manual_seed(11)
+    x_BD, W_enc_DF = torch.randn(5, 3, generator=draw), torch.randn(3, 7, generator=draw)
+    b_enc_F, b_dec_D = torch.randn(7, generator=draw), torch.randn(3, generator=draw)
+    W_dec_FD = torch.randn(7, 3, generator=draw)
+    before_BF = (x_BD - b_dec_D) @ W_enc_DF + b_enc_F
+    f_BF = need_shape(call(encode, x_BD, W_enc_DF, b_enc_F, b_dec_D), (5, 7), "f_BF")
+    off_centre = "encode: the input has to be centred first: x_BD - b_dec_D."
+    diagnose(
+        f_BF,
+        before_BF.relu(),
+        {
+            "encode: some features are negative; ReLU, the last step, is missing.": before_BF,
+            off_centre: (x_BD @ W_enc_DF + b_enc_F).relu(),
+            "encode: b_dec_D is subtracted from the input, not added.": (
+                (x_BD + b_dec_D) @ W_enc_DF + b_enc_F
+            ).relu(),
+            "encode: the bias b_enc_F is missing.": ((x_BD - b_dec_D) @ W_enc_DF).relu(),
+            "encode: ReLU comes after the bias, not before.": (
+                ((x_BD - b_dec_D) @ W_enc_DF).relu() + b_enc_F
+            ),
+        },
+        "encode: the shape is right, the numbers are not; compare with the equation, term by term.",
+    )
+    f_BF = before_BF.relu()
+    x_hat_BD = need_shape(call(decode, f_BF, W_dec_FD, b_dec_D), (5, 3), "x_hat_BD")
+    diagnose(
+        x_hat_BD,
+        f_BF @ W_dec_FD + b_dec_D,
+        {
+            "decode: what was subtracted on the way in is added on the way out: + b_dec_D.": (
+                f_BF @ W_dec_FD
+            ),
+            "decode: a reconstruction may be negative; ReLU belongs into the encoder only.": (
+                f_BF @ W_dec_FD + b_dec_D
+            ).relu(),
+        },
+        "decode: the shape is right, the numbers are not; compare with the equation.",
+    )
+
+
+QUANTITIES = {  # name -> what happens as lambda rises, and the hint
+    "L0": ("falls", "the penalty makes each active feature cost something."),
+    "variance missed": ("rises", "every feature that is switched off or turned down is missed."),
+    "gamma": ("falls", "the penalty pulls every activation toward 0, also those that stay on."),
+    "planted found": (
+        "both",
+        "think of both ends: without a penalty nothing asks for sparse codes; with a huge one "
+        "nothing fires.",
+    ),
+}
+WORDS = {
+    "both": ("rises then falls", "rises, then falls", "both", "up then down", "first"),
+    "falls": ("fall", "down", "less", "decreas", "sinks", "-"),
+    "rises": ("rise", "up", "more", "increas", "grows", "+"),
+}
+
+
+@exercise(
+    "Exercise 5.2: predict the dial",
+    passed="as you say. Now see by how much.",
+)
+def prediction(answers: dict[str, Any]) -> None:
+    """A word for each of `QUANTITIES`: falls, rises, or rises then falls."""
+    if not isinstance(answers, dict):
+        raise Mistake(f"a dictionary is needed, but this is a {type(answers).__name__}")
+    for name, (right, hint) in QUANTITIES.items():
+        if name not in answers:
+            raise Mistake(f"there is no answer for {name!r} in the dictionary")
+        if answers[name] is ... or answers[name] is None:
+            raise NotImplementedError
+        if _meaning(str(answers[name])) != right:
+            raise Mistake(f"{name}: not quite; {hint} (Looking at the dial is allowed.)")
+
+
+def _meaning(answer: str) -> str | None:
+    word = answer.strip().lower()
+    return next((m for m, starts in WORDS.items() if word.startswith(starts)), None)
+
+
+@exercise(
+    "Exercise 5.3: the best activation",
+    passed="soft thresholding: what is below λ/2 is lost, what is above arrives λ/2 too short.",
+)
+def best_activation(function: Callable) -> None:
+    """`best_activation(a, l1_coefficient)`: the z >= 0 with the least (a - z)^2 + lambda z."""
+    a_N = torch.tensor([-0.3, 0.0, 0.1, 0.2, 0.35, 0.8, 1.5])
+    for l1 in (0.4, 1.0):
+        z_N = need_shape(call(function, a_N, l1), (7,), "z")
+        diagnose(
+            z_N,
+            (a_N - l1 / 2).relu(),
+            {
+                "an activation cannot be negative: where a is small, the best z is 0.": a_N
+                - l1 / 2,
+                "you subtract λ, but the derivative of (a - z)² is -2 (a - z): mind the 2.": (
+                    (a_N - l1).relu()
+                ),
+                "you subtract 2λ: set -2 (a - z) + λ to 0 and solve for z once more.": (
+                    (a_N - 2 * l1).relu()
+                ),
+                "that scales a; the penalty's slope is the same everywhere, so it subtracts.": (
+                    (a_N * (1 - l1 / 2)).relu()
+                ),
+                "what survives the threshold is shortened too: subtract, don't only cut.": (
+                    torch.where(a_N > l1 / 2, a_N, 0.0)
+                ),
+                "the threshold is right, but nothing is subtracted from a negative a.": (
+                    a_N.sign() * (a_N.abs() - l1 / 2).relu()
+                ),
+            },
+            "not the minimum: set the derivative of (a - z)² + λ z to 0, and keep z at 0 or above.",
+        )
+
+
+@exercise(
+    "Exercise 5.4: a penalty that cannot be cheated",
+    passed="rescaling a feature no longer changes its price: this is the library's `weighted`.",
+)
+def fair_penalty(penalty: Callable) -> None:
+    """`penalty(f_BF, W_dec_FD)`: the batch mean of sum_i f_i ||W_dec_i||."""
+    draw = torch.Generator().manual_seed(12)
+    f_BF, W_dec_FD = torch.rand(6, 4, generator=draw), torch.randn(4, 4, generator=draw)
+    price = need_shape(call(penalty, f_BF, W_dec_FD), (), "the penalty")
+    norm_F = W_dec_FD.norm(dim=1)
+    diagnose(
+        price,
+        (f_BF * norm_F).sum(1).mean(),
+        {
+            "the decoder is not in it yet: halve f, double W_dec, and it is half the price.": (
+                f_BF.sum(1).mean()
+            ),
+            "sum over the batch: the price must not depend on the batch size; take the mean.": (
+                (f_BF * norm_F).sum()
+            ),
+            "mean over the features too: sum over features, then mean over the batch.": (
+                (f_BF * norm_F).mean()
+            ),
+            "the squared norm pays twice: doubling W_dec while halving f doubles the price.": (
+                (f_BF * norm_F**2).sum(1).mean()
+            ),
+            "norms of columns: feature i writes row i of W_dec, so norm(dim=1).": (
+                (f_BF * W_dec_FD.norm(dim=0)).sum(1).mean()
+            ),
+            "the L1 norm of the row; the convention is its length, the L2 norm.": (
+                (f_BF * W_dec_FD.abs().sum(1)).sum(1).mean()
+            ),
+            "divided by the norm: then a longer row is cheaper still.": (
+                (f_BF / norm_F).sum(1).mean()
+            ),
+        },
+        "not the batch mean of the sum of f_i times the length of row i.",
+    )
+
+
+@exercise(
+    "Exercise 5.5: bug hunt, the loss that knew the batch size",
+    passed="both terms are batch means, so the coefficient means the same at every batch size.",
+)
+def mended_loss(loss: Callable) -> None:
+    """`loss(x_BD, x_hat_BD, f_BF, l1_coefficient)`: both terms means over the batch."""
+    draw = torch.Generator().manual_seed(13)
+    x_BD, x_hat_BD = torch.randn(8, 3, generator=draw), torch.randn(8, 3, generator=draw)
+    f_BF, l1 = torch.rand(8, 5, generator=draw), 0.7
+    total = need_shape(call(loss, x_BD, x_hat_BD, f_BF, l1), (), "the loss")
+    error_B, penalty_B = (x_BD - x_hat_BD).square().sum(1), f_BF.sum(1)
+    diagnose(
+        total,
+        error_B.mean() + l1 * penalty_B.mean(),
+        {
+            "the penalty still grows with the batch: sum over features, mean over the batch.": (
+                error_B.mean() + l1 * f_BF.sum()
+            ),
+            "f.mean() divides by the number of features too: λ would depend on d_sae.": (
+                error_B.mean() + l1 * f_BF.mean()
+            ),
+            "the error is averaged over D too: that multiplies λ's effect by D.": (
+                error_B.mean() / 3 + l1 * penalty_B.mean()
+            ),
+            "two sums keep the balance, but the gradient grows with the batch: take two means.": (
+                error_B.sum() + l1 * penalty_B.sum()
+            ),
+            "the coefficient is missing.": error_B.mean() + penalty_B.mean(),
+        },
+        "not mean_B sum_D (x - x_hat)² + λ mean_B sum_F f.",
+    )
+
+
+@exercise(
+    "Exercise 5.6: translate λ",
+    passed="the same trade-off in three dialects. Ask of every published λ: which units, which "
+    "sums, which means?",
+)
+def translations(scaled: float, averaged: float, summed: float) -> None:
+    """What lambda 0.3 is (a) on data times 5.6, (b) with mse over D = 32, (c) as batch sum."""
+    answers = (
+        ("(a)", scaled, 0.3 * 5.6, {"multiply": 0.3 / 5.6, "square": 0.3 * 5.6**2}),
+        ("(b)", averaged, 0.3 / 32, {"divide": 0.3 * 32, "root": 0.3 / 32**0.5}),
+        ("(c)", summed, 0.3 / 256, {"divide": 0.3 * 256, "per feature": 0.3 / 128}),
+    )
+    hints = {
+        "multiply": "the wrong way round: the error grows with s², the penalty only with s.",
+        "square": "the error grows with s², but the penalty grows too, with s: one s is left.",
+        "divide": "the wrong way round: which of the two terms became weaker or stronger?",
+        "root": "a mean over D divides the squared error by D itself, not by its root.",
+        "per feature": "the sum runs over the batch of 256, not over the 128 features.",
+    }
+    for name, answer, right, wrong in answers:
+        if not isinstance(answer, int | float | Tensor):
+            raise Mistake(f"{name} should be a number, but it is a {type(answer).__name__}")
+        if close(answer, 0.3):
+            raise Mistake(f"{name} is unchanged; write both losses down and compare the terms.")
+        named = {f"{name} is {hints[key]}": value for key, value in wrong.items()}
+        otherwise = f"{name} is not it: multiply the whole loss until the error terms agree."
+        diagnose(answer, right, named, otherwise, rtol=0.01)

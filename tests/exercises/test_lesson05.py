@@ -1,0 +1,184 @@
+"""The checks of lesson 05: right answers written differently pass, likely mistakes are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saelearn.exercises import NotPassed
+from saelearn.exercises import lesson05 as check
+
+
+def encode(x, W, b, c):
+    return torch.relu((x - c) @ W + b)
+
+
+def encode_with_numpy(x, W, b, c):
+    return np.maximum(np.einsum("bd,df->bf", (x - c).numpy(), W.numpy()) + b.numpy(), 0)
+
+
+def decode(f, W, c):
+    return f @ W + c
+
+
+def decode_as_linear(f, W, c):
+    return torch.nn.functional.linear(f, W.T, c)
+
+
+def best_by_search(a, l1):
+    z = torch.linspace(0, 2, 400_001, dtype=torch.double)
+    return torch.stack([z[((v - z) ** 2 + l1 * z).argmin()] for v in a.double()])
+
+
+def price(f, W):
+    return (f * W.norm(dim=1)).sum(1).mean()
+
+
+def price_by_rows(f, W):
+    return sum(f[:, i].mean() * W[i].square().sum().sqrt() for i in range(len(W)))
+
+
+def mean_loss(x, y, f, l1):
+    return ((x - y) ** 2).sum(1).mean() + l1 * f.sum(1).mean()
+
+
+def loss_over_length(x, y, f, l1):
+    return (((x - y) ** 2).sum() + l1 * f.norm(p=1)) / len(x)
+
+
+PREDICTED = {
+    "L0": "falls",
+    "variance missed": "rises",
+    "gamma": "falls",
+    "planted found": "rises, then falls",
+}
+TERSE = {"L0": "down", "variance missed": "up", "gamma": "decreases", "planted found": "both"}
+
+RIGHT = [
+    (check.encode_decode, (encode, decode)),
+    (check.encode_decode, (encode_with_numpy, decode_as_linear)),
+    (check.prediction, (PREDICTED,)),
+    (check.prediction, (TERSE,)),
+    (check.best_activation, (lambda a, l1: torch.relu(a - l1 / 2),)),
+    (check.best_activation, (lambda a, l1: (a - 0.5 * l1).clamp(min=0),)),
+    (check.best_activation, (best_by_search,)),
+    (check.fair_penalty, (price,)),
+    (check.fair_penalty, (price_by_rows,)),
+    (check.mended_loss, (mean_loss,)),
+    (check.mended_loss, (loss_over_length,)),
+    (check.translations, (0.3 * 5.6, 0.3 / 32, 0.3 / 256)),
+    (check.translations, (1.68, torch.tensor(0.009375), 0.00117)),
+]
+
+WRONG = [
+    (check.encode_decode, (lambda x, W, b, c: (x - c) @ W + b, decode), "ReLU"),
+    (check.encode_decode, (lambda x, W, b, c: (x @ W + b).relu(), decode), "centred"),
+    (check.encode_decode, (lambda x, W, b, c: ((x + c) @ W + b).relu(), decode), "not added"),
+    (check.encode_decode, (lambda x, W, b, c: ((x - c) @ W).relu(), decode), "b_enc_F is missing"),
+    (check.encode_decode, (lambda x, W, b, c: ((x - c) @ W).relu() + b, decode), "after the bias"),
+    (check.encode_decode, (encode, lambda f, W, c: f @ W), "decode: what was subtracted"),
+    (check.encode_decode, (encode, lambda f, W, c: (f @ W + c).relu()), "encoder only"),
+    (check.encode_decode, (encode, lambda f, W, c: f @ W.T + c), "raised RuntimeError"),
+    (check.prediction, (PREDICTED | {"L0": "rises"},), "L0: not quite"),
+    (check.prediction, (PREDICTED | {"gamma": "rises"},), "pulls every activation"),
+    (check.prediction, (PREDICTED | {"planted found": "falls"},), "both ends"),
+    (check.prediction, ({"L0": "falls"},), "no answer for"),
+    (check.prediction, ("falls",), "dictionary"),
+    (check.best_activation, (lambda a, l1: a - l1 / 2,), "cannot be negative"),
+    (check.best_activation, (lambda a, l1: (a - l1).relu(),), "mind the 2"),
+    (check.best_activation, (lambda a, l1: (a - 2 * l1).relu(),), "2λ"),
+    (check.best_activation, (lambda a, l1: (a * (1 - l1 / 2)).relu(),), "scales"),
+    (check.best_activation, (lambda a, l1: torch.where(a > l1 / 2, a, 0),), "shortened too"),
+    (check.best_activation, (lambda a, l1: a.relu(),), "not the minimum"),
+    (check.best_activation, (lambda a, l1: a.relu().sum(),), "shape"),
+    (check.fair_penalty, (lambda f, W: f.sum(1).mean(),), "decoder is not in it"),
+    (check.fair_penalty, (lambda f, W: (f * W.norm(dim=1)).sum(),), "batch size"),
+    (check.fair_penalty, (lambda f, W: (f * W.norm(dim=1)).mean(),), "over the features"),
+    (check.fair_penalty, (lambda f, W: (f * W.square().sum(1)).sum(1).mean(),), "squared"),
+    (check.fair_penalty, (lambda f, W: (f * W.norm(dim=0)).sum(1).mean(),), "columns"),
+    (check.fair_penalty, (lambda f, W: (f / W.norm(dim=1)).sum(1).mean(),), "cheaper still"),
+    (check.fair_penalty, (lambda f, W: f * W.norm(dim=1),), "shape"),
+    (
+        check.mended_loss,
+        (lambda x, y, f, c: (x - y).square().sum(1).mean() + c * f.sum(),),
+        "grows",
+    ),
+    (
+        check.mended_loss,
+        (lambda x, y, f, c: (x - y).square().sum(1).mean() + c * f.mean(),),
+        "d_sae",
+    ),
+    (
+        check.mended_loss,
+        (lambda x, y, f, c: (x - y).square().mean() + c * f.sum(1).mean(),),
+        "by D",
+    ),
+    (check.mended_loss, (lambda x, y, f, c: (x - y).square().sum() + c * f.sum(),), "two means"),
+    (check.mended_loss, (lambda x, y, f, c: mean_loss(x, y, f, 1),), "coefficient is missing"),
+    (check.translations, (0.3 / 5.6, 0.3 / 32, 0.3 / 256), "(a) is the wrong way round"),
+    (check.translations, (0.3 * 5.6**2, 0.3 / 32, 0.3 / 256), "one s is left"),
+    (check.translations, (0.3 * 5.6, 0.3 * 32, 0.3 / 256), "(b) is the wrong way round"),
+    (check.translations, (0.3 * 5.6, 0.3 / 32, 0.3 / 128), "batch of 256"),
+    (check.translations, (0.3 * 5.6, 0.3, 0.3 / 256), "(b) is unchanged"),
+    (check.translations, (0.3 * 5.6, "small", 0.3 / 256), "number"),
+    (check.translations, (7.0, 0.3 / 32, 0.3 / 256), "multiply the whole loss"),
+]
+
+OPEN = [
+    (check.encode_decode, (lambda *_: None, lambda *_: None)),
+    (check.encode_decode, (encode, lambda *_: ...)),
+    (check.prediction, (...,)),
+    (check.prediction, (dict.fromkeys(PREDICTED, ...),)),
+    (check.best_activation, (lambda a, l1: None,)),
+    (check.fair_penalty, (lambda f, W: ...,)),
+    (check.mended_loss, (lambda *_: None,)),
+    (check.translations, (..., ..., ...)),
+]
+
+CHECKS = sorted({case[0] for case in RIGHT}, key=lambda c: c.title)
+
+
+@pytest.mark.parametrize(("judge", "answers"), RIGHT)
+def test_right_answers_pass(judge, answers):
+    verdict = judge(*answers)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(("judge", "answers", "words"), WRONG)
+def test_mistakes_are_named(judge, answers, words):
+    verdict = judge(*answers)
+    assert verdict.state == "wrong"
+    assert words in verdict.message
+
+
+@pytest.mark.parametrize(("judge", "answers"), OPEN)
+def test_stubs_are_open(judge, answers):
+    assert judge(*answers).state == "open"
+
+
+@pytest.mark.parametrize("judge", CHECKS, ids=lambda c: c.title)
+def test_each_check_has_two_right_and_three_wrong_answers(judge):
+    assert sum(case[0] is judge for case in RIGHT) >= 2
+    assert sum(case[0] is judge for case in WRONG) >= 3
+
+
+@pytest.mark.parametrize(
+    "judge", [c for c in CHECKS if "5.2" not in c.title and "5.6" not in c.title]
+)
+def test_an_exception_is_told_not_raised(judge):
+    def broken(*_):
+        raise KeyError("oops")
+
+    answers = (broken, broken) if judge is check.encode_decode else (broken,)
+    verdict = judge(*answers)
+    assert verdict.state == "wrong"
+    assert "KeyError" in verdict.message
+
+
+def test_the_autograder_raises(monkeypatch):
+    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    assert check.best_activation(best_by_search).passed
+    for answer in (lambda a, l1: a, lambda a, l1: None):
+        with pytest.raises(NotPassed):
+            check.best_activation(answer)

@@ -1,0 +1,181 @@
+"""A reader's eyes and hands: Chromium opens the lessons in JupyterLab and uses their widgets."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saelearn import dial
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+RUN_ALL = """async () => {
+    const app = window.jupyterapp, widget = app.shell.currentWidget;
+    await widget.context.ready;
+    await widget.sessionContext.ready;
+    await widget.sessionContext.session.kernel.info;
+    await app.commands.execute('notebook:run-all-cells');
+}"""
+PATIENCE = 240_000  # milliseconds, for a whole lesson on a busy machine
+
+
+@contextlib.contextmanager
+def browser_page(chromium_path: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1500})
+        page.set_default_timeout(PATIENCE)
+        try:
+            yield page
+        finally:
+            browser.close()
+
+
+def eventually(read: Callable[[], Any], right: Callable[[Any], bool], seconds: float = 60) -> Any:
+    """Read until it is right; what was read last is told if it never is."""
+    deadline = time.monotonic() + seconds
+    while not right(value := read()):
+        assert time.monotonic() < deadline, f"still {value!r} after {seconds} s"
+        time.sleep(0.1)
+    return value
+
+
+class Eyes:
+    """What a reader sees of the dial."""
+
+    def __init__(self, page: Any):
+        self.page = page
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table's rows of numbers."""
+        lines = self.page.locator("table.l1-dial tr:has(td)").all()
+        return [
+            {td.get_attribute("data-number"): td.inner_text() for td in line.locator("td").all()}
+            | {"name": line.locator("th").inner_text()}
+            for line in lines
+        ]
+
+    def marker(self) -> tuple[float, float]:
+        """Where the large marker stands on the curve of error against L0, in pixels."""
+        markers = self.page.locator(".js-plotly-plot .subplot.x4y4 .points path.point").all()
+        match = re.search(
+            r"translate\(([-\d.]+),\s*([-\d.]+)\)", markers[0].get_attribute("transform")
+        )
+        return float(match[1]), float(match[2])
+
+    def curve(self) -> str:
+        """The path of the curve that the marker moves along."""
+        lines = self.page.locator(".js-plotly-plot .subplot.x4y4 path.js-line").all()
+        return lines[0].get_attribute("d")
+
+    def readout(self) -> str:
+        return self.page.locator(".widget-slider .widget-readout").first.inner_text()
+
+
+def drag(page: Any, pixels: float) -> None:
+    """Take the slider's handle and pull it sideways."""
+    box = page.locator(".widget-slider .noUi-handle").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + pixels, y, steps=8)
+    page.mouse.up()
+
+
+def written(numbers: dial.Numbers) -> dict[str, str]:
+    """How the table writes the numbers of a setting."""
+    return {
+        "l0": f"{numbers.l0:.2f}",
+        "unexplained": f"{numbers.unexplained:.3f}",
+        "gamma": f"{numbers.gamma:.3f}",
+        "dead": f"{numbers.dead:.1%}",
+        "n_recovered": str(numbers.n_recovered),
+        "mean_max_cosine": f"{numbers.mean_max_cosine:.3f}",
+        "name": f"λ = {numbers.l1_coefficient:g}",
+    }
+
+
+def expected_marker(page: Any, numbers: dial.Numbers) -> tuple[float, float]:
+    """Where plotly's own axes put a setting, in pixels."""
+    return tuple(
+        page.evaluate(
+            """([x, y]) => {
+                const full = document.querySelector('.js-plotly-plot')._fullLayout;
+                return [full.xaxis4.d2p(x), full.yaxis4.d2p(y)];
+            }""",
+            [numbers.l0, numbers.unexplained],
+        )
+    )
+
+
+@pytest.fixture
+def lesson_05(tmp_path, jupyterlab, chromium_path) -> Iterator[Any]:
+    """Lesson 05 in JupyterLab, all its cells run, the dial in view."""
+    folder = tmp_path / "lessons"
+    folder.mkdir()
+    shutil.copy(ROOT / "notebooks" / "05_l1_dial.ipynb", folder)
+    lab = jupyterlab(folder)
+    with browser_page(chromium_path) as page:
+        page.goto(lab.address("05_l1_dial.ipynb"))
+        page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget")
+        page.evaluate(RUN_ALL)
+        page.wait_for_selector("table.l1-dial", state="attached")
+        page.locator("table.l1-dial").scroll_into_view_if_needed()
+        page.wait_for_selector(".js-plotly-plot .subplot.x4y4 path.point", state="attached")
+        page.locator(".js-plotly-plot").scroll_into_view_if_needed()
+        yield page
+
+
+def test_the_dial_in_a_browser(lesson_05, tmp_path):
+    page, eyes = lesson_05, Eyes(lesson_05)
+    sweep = {f"{p.numbers.l1_coefficient:g}": p.numbers for p in dial.load_sweep()}
+    assert eyes.readout() == "0.3"
+    assert eyes.rows() == [written(sweep["0.3"])]
+    assert eyes.marker() == pytest.approx(expected_marker(page, sweep["0.3"]), abs=1)
+    curve = eyes.curve()
+    page.screenshot(path=tmp_path / "start.png")
+
+    drag(page, -120)
+    readout = eventually(eyes.readout, lambda text: text != "0.3")
+    assert float(readout) < 0.3
+    eventually(eyes.rows, lambda rows: rows == [written(sweep[readout])])
+    target = pytest.approx(expected_marker(page, sweep[readout]), abs=1)
+    eventually(eyes.marker, lambda place: place == target)
+    assert eyes.curve() == curve, "the curve stays, the marker moves along it"
+    page.screenshot(path=tmp_path / "dragged.png")
+
+    page.locator(".widget-slider .noUi-handle").first.press("ArrowRight")
+    after = eventually(eyes.readout, lambda text: text != readout)
+    assert float(after) > float(readout)
+    eventually(eyes.rows, lambda rows: rows == [written(sweep[after])])
+
+    train_anew(page, eyes, sweep[after])
+    page.screenshot(path=tmp_path / "anew.png")
+
+
+def train_anew(page: Any, eyes: Eyes, stored: dial.Numbers) -> None:
+    """Press the button: it is disabled meanwhile, and in the end both rows of numbers agree."""
+    button = page.get_by_role("button", name="train anew")
+    button.click()
+    eventually(button.is_disabled, bool)
+    first, anew = eventually(eyes.rows, lambda rows: len(rows) == 2, seconds=PATIENCE / 1000)
+    assert first == written(stored)
+    assert anew["name"] == "trained anew"
+    assert float(anew["l0"]) == pytest.approx(stored.l0, rel=0.05)
+    assert float(anew["unexplained"]) == pytest.approx(stored.unexplained, abs=0.01)
+    assert float(anew["gamma"]) == pytest.approx(stored.gamma, abs=0.01)
+    assert int(anew["n_recovered"]) == pytest.approx(stored.n_recovered, abs=2)
+    eventually(button.is_disabled, lambda disabled: not disabled)
+    assert page.locator(".jp-RenderedText[data-mime-type*='stderr']").count() == 0

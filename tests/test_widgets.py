@@ -1,0 +1,143 @@
+"""The widgets' logic, without a browser: what the parts show when the reader turns and presses."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from saelearn import dial
+from saelearn.errors import Refusal
+from saelearn.widgets import L1Dial, table
+
+
+@pytest.fixture(scope="module")
+def points() -> list[dial.DialPoint]:
+    return dial.load_sweep()
+
+
+@pytest.fixture
+def the_dial(points) -> L1Dial:
+    return L1Dial(points, train_point=lambda *_, **__: points[0])
+
+
+def trace(the_dial: L1Dial, name: str):
+    return next(t for t in the_dial.figure.data if t.name == name)
+
+
+def shown(the_dial: L1Dial) -> list[dict[str, str]]:
+    """The rows of numbers in the table, by name."""
+    lines = re.findall(r"<tr>.*?</tr>", the_dial.table.value)
+    return [dict(re.findall(r'data-number="(\w+)"[^>]*>([^<]+)<', line)) for line in lines]
+
+
+@pytest.mark.parametrize("index", [0, 6, 15])
+def test_everything_follows_the_slider(the_dial, points, index):
+    the_dial.slider.index = index
+    point = points[index]
+    numbers = point.numbers
+    (row,) = shown(the_dial)
+    assert row["l0"] == f"{numbers.l0:.2f}"
+    assert row["unexplained"] == f"{numbers.unexplained:.3f}"
+    assert row["gamma"] == f"{numbers.gamma:.3f}"
+    assert row["dead"] == f"{numbers.dead:.1%}"
+    assert row["n_recovered"] == str(numbers.n_recovered)
+    assert f"λ = {numbers.l1_coefficient:g}" in the_dial.table.value
+    np.testing.assert_allclose(trace(the_dial, "cosines").z, point.cosine_GF, atol=0.006)
+    np.testing.assert_allclose(trace(the_dial, "says").y, point.active_A, atol=0.001)
+    for name in ("unexplained", "dead", "gamma"):
+        marker = trace(the_dial, f"{name} now")
+        assert (marker.x[0], marker.y[0]) == (numbers.l1_coefficient, getattr(numbers, name))
+    assert trace(the_dial, "recovered now").y[0] == numbers.n_recovered / 64
+    assert trace(the_dial, "frontier now").x[0] == numbers.l0
+
+
+def test_the_slider_shows_the_coefficient_itself(the_dial):
+    assert the_dial.slider.readout
+    assert the_dial.slider.label == "0.3"
+    labels = [label for label, _ in the_dial.slider.options]
+    assert labels == [f"{value:g}" for value in dial.L1_COEFFICIENTS]
+    assert "λ" in the_dial.slider.description
+
+
+def test_it_starts_where_it_is_told(points):
+    assert L1Dial(points, start=0.98).slider.label == "1"
+
+
+def test_it_moves_within_a_tenth_of_a_second(the_dial):
+    start = time.process_time()
+    for index in range(len(the_dial.points)):
+        the_dial.slider.index = index
+    assert (time.process_time() - start) / len(the_dial.points) < 0.1
+
+
+def test_the_table_is_announced_and_its_head_is_marked(points):
+    text = table(points[3].numbers, points[4].numbers)
+    assert 'aria-live="polite"' in text
+    assert text.count('scope="row"') == 2
+    assert text.count('scope="col"') == 7
+
+
+def test_training_anew_does_not_block_and_shows_its_progress(points):
+    go_on, started, calls = threading.Event(), threading.Event(), []
+
+    def slow(coefficient, *, seed, callback):
+        calls.append((coefficient, seed))
+        callback({"step": dial.TRAINING["steps"] // 2}, None)
+        started.set()
+        assert go_on.wait(30)
+        return points[-1]
+
+    the_dial = L1Dial(points, start=0.1, train_point=slow)
+    the_dial.seed.value = 7
+    the_dial.button.click()
+    assert started.wait(30)
+    assert the_dial.button.disabled
+    assert the_dial.progress.value == 0.5
+    assert the_dial.progress.layout.visibility == "visible"
+    assert "training at λ = 0.1 with seed 7" in the_dial.message.value
+    the_dial.train_anew()  # a second one meanwhile is refused
+    the_dial.slider.index = 0  # the dial still moves
+    assert shown(the_dial)[0]["l0"] == f"{points[0].numbers.l0:.2f}"
+    go_on.set()
+    the_dial.wait(30)
+    assert calls == [(0.1, 7)]
+    assert not the_dial.button.disabled
+    assert the_dial.progress.layout.visibility == "hidden"
+    assert len(shown(the_dial)) == 1, "the reader has moved on: nothing was trained there"
+    the_dial.slider.index = 6
+    stored, anew = shown(the_dial)
+    assert stored["l0"] == f"{points[6].numbers.l0:.2f}"
+    assert anew["l0"] == f"{points[-1].numbers.l0:.2f}"
+    assert trace(the_dial, "frontier anew").y[0] == points[-1].numbers.unexplained
+    np.testing.assert_allclose(trace(the_dial, "cosines").z, points[-1].cosine_GF, atol=0.006)
+    the_dial.slider.index = 5
+    assert not trace(the_dial, "frontier anew").x
+
+
+def test_what_goes_wrong_is_shown(points):
+    def failing(*_, **__):
+        raise Refusal("a finite loss", "nan at <step> 3", "lower lr")
+
+    the_dial = L1Dial(points, train_point=failing)
+    the_dial.button.click()
+    the_dial.wait(30)
+    assert "training failed: Refusal" in the_dial.message.value
+    assert "nan at &lt;step&gt; 3" in the_dial.message.value
+    assert not the_dial.button.disabled
+    assert len(shown(the_dial)) == 1
+
+
+def test_training_anew_with_seed_0_gives_the_stored_numbers(points, monkeypatch):
+    """The real thing, short: the widget's call is `dial.train_point`'s."""
+    monkeypatch.setattr(
+        dial.train_sae, "__kwdefaults__", {**dial.train_sae.__kwdefaults__, "steps": 30}
+    )
+    the_dial = L1Dial(points)
+    the_dial.button.click()
+    the_dial.wait(60)
+    here = dial.train_point(0.3).numbers
+    assert the_dial.anew[0.3].numbers.l0 == pytest.approx(here.l0, rel=1e-4)
