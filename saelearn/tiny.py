@@ -100,7 +100,7 @@ def held_out(n: int = 1_000, *, start: int = 0) -> HeldOut:
 
 @cache
 def _vocabulary() -> dict[str, int]:
-    return load_lm().tokenizer.get_vocab()
+    return artifacts.read_json(artifacts.find("lm/tokenizer.json"))["model"]["vocab"]
 
 
 @cache

@@ -1,0 +1,212 @@
+"""Pictures of steering: what a push does, and what it costs. Lesson 09.
+
+Arrays in, figure out; colours as `style` says: steered in vermillion, controls in grey.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from numpy.typing import ArrayLike
+
+from saelearn.plots.training import label_ends
+from saelearn.style import ACCENT, CONTROL, DATA, FEATURE, RECONSTRUCTION, STEERED
+
+STRENGTH = "strength (typical norms of the site)"
+_LINES = (  # colour, line style: the first is what we try, the others are compared with it
+    (STEERED, "-"), (ACCENT, "-"), (RECONSTRUCTION, "--"), (CONTROL, "-"), (DATA, ":"),
+)  # fmt: skip
+
+
+def place_of_push(n_blocks: int, steered: int) -> Figure:
+    """The stream through a model's blocks, and where a vector is added to it."""
+    fig, ax = plt.subplots(figsize=(7.4, 1.9))
+    ax.plot([-0.6, n_blocks + 0.1], [0, 0], color=DATA, lw=2, zorder=0)
+    for i in range(n_blocks):
+        box = FancyBboxPatch((i + 0.02, -0.22), 0.46, 0.44, boxstyle="round,pad=0.02")
+        box.set(facecolor="#EEEEEE", edgecolor=DATA)
+        ax.add_patch(box)
+        ax.text(i + 0.25, 0, f"block {i}", ha="center", va="center", fontsize=9)
+    x = steered + 0.75
+    arrow = {"arrowstyle": "-|>", "color": STEERED, "lw": 2}
+    ax.annotate("", (x, 0.06), (x, 0.72), arrowprops=arrow)
+    ax.plot(x, 0, "o", ms=13, color="white", mec=STEERED, mew=2)
+    ax.text(x, 0, "+", ha="center", va="center", color=STEERED, fontweight="bold")
+    label = "strength × typical norm × direction"
+    ax.text(x, 0.78, label, ha="center", va="bottom", color=STEERED)
+    ax.text(-0.62, 0, "words", ha="right", va="center")
+    ax.text(n_blocks + 0.14, 0, "next word", ha="left", va="center")
+    ax.set(xlim=(-1.05, n_blocks + 0.75), ylim=(-0.4, 1.1))
+    ax.axis("off")
+    return fig
+
+
+def reads_and_writes(f1_F: ArrayLike, effect_F: ArrayLike, chosen: Sequence[int]) -> Figure:
+    """How well each feature tells that a thing is there, against how far it makes it likelier.
+
+    Args:
+        f1_F: F1 of "it fires" with the concept.
+        effect_F: change of the word's log-probability, in nats.
+        chosen: the candidates, drawn larger.
+    """
+    f1_F, effect_F = np.asarray(f1_F), np.asarray(effect_F)
+    fig, ax = plt.subplots(figsize=(7.0, 3.6))
+    ax.axhline(0, color=CONTROL, lw=0.8)
+    ax.plot(f1_F, effect_F, ".", ms=4, color=CONTROL)
+    ax.plot(f1_F[chosen], effect_F[chosen], "o", ms=7, color=FEATURE)
+    top = chosen[int(np.argmax(effect_F[chosen]))]
+    left = f1_F[top] > 0.6 * f1_F.max()
+    ax.annotate("candidates", (f1_F[top], effect_F[top]), (-10 if left else 10, 0),
+                textcoords="offset points", va="center", ha="right" if left else "left",
+                color=FEATURE)  # fmt: skip
+    ax.set(xlabel="reading: F1 of “it fires” with the concept (0 to 1)")
+    ax.set_ylabel("writing: change of the word's\nlog-probability (nats)")
+    return fig
+
+
+def candidates(
+    strengths: Sequence[float], rate_FS: ArrayLike, validity_FS: ArrayLike, best: int
+) -> Figure:
+    """Rate times validity of each candidate over strengths, and where its texts lie on the plane.
+
+    Args:
+        rate_FS: share of texts that speak of the thing, candidates by strengths.
+        validity_FS: share of their runs of four words that the corpus has.
+        best: the row that was chosen.
+    """
+    rate_FS, validity_FS = np.asarray(rate_FS), np.asarray(validity_FS)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.3))
+    for i in [j for j in range(len(rate_FS)) if j != best] + [best]:
+        colour, width = (STEERED, 2.5) if i == best else (CONTROL, 1.0)
+        left.plot(strengths, rate_FS[i] * validity_FS[i], "o-", ms=4, color=colour, lw=width)
+        right.plot(rate_FS[i], validity_FS[i], "o-", ms=4, color=colour, lw=width)
+    left.set(xlabel=STRENGTH, ylabel="rate × validity", ylim=(-0.03, 1.03))
+    right.set(xlabel="rate (share of texts)", ylabel="validity (share of 4-grams)")
+    right.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    right.text(rate_FS[best, -1] - 0.03, validity_FS[best, -1] - 0.05, "chosen", color=STEERED,
+               ha="right", va="top")  # fmt: skip
+    return fig
+
+
+def dose_response(
+    strengths: Sequence[float],
+    measured: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    base: Mapping[str, float],
+    default: float | None = None,
+) -> Figure:
+    """Quantities against strength, one panel each; the first direction is the steered one.
+
+    Args:
+        measured: direction -> quantity -> one value for each strength (`steer.DoseResponse`).
+        base: quantity -> its value without steering, drawn as a dotted line.
+        default: a strength to mark.
+    """
+    fig, axes = plt.subplots(1, len(base), figsize=(7.8, 3.4))
+    for ax, (quantity, value) in zip(axes, base.items(), strict=True):
+        _doses(ax, strengths, {name: m[quantity] for name, m in measured.items()}, default)
+        ax.axhline(value, color=DATA, lw=1, ls=":")
+        ax.set(title=quantity, xlabel=STRENGTH, ylim=(-0.04, 1.06))
+    axes[0].set_ylabel("share (0 to 1)")
+    handles = axes[0].get_lines()[: len(measured)]
+    fig.legend(handles, list(measured), loc="outside lower center", ncols=len(measured), fontsize=9)
+    return fig
+
+
+def _doses(
+    ax: Axes,
+    strengths: Sequence[float],
+    named: Mapping[str, Sequence[float]],
+    default: float | None,
+) -> None:
+    for (name, values), (colour, dashes) in zip(named.items(), _LINES, strict=False):
+        ax.plot(strengths, values, "o", ls=dashes, ms=4, color=colour, label=name)
+    if default is not None:
+        ax.axvline(default, color="#BBBBBB", lw=1, zorder=0)
+
+
+def plane(paths: Mapping[str, tuple[ArrayLike, ArrayLike]], *, goal: tuple[float, float]) -> Figure:
+    """Rate against validity as strength grows: name -> (rates, validities); the goal is shaded."""
+    fig, ax = plt.subplots(figsize=(6.4, 3.8))
+    ax.axvspan(goal[0], 1.04, ymin=(goal[1] + 0.03) / 1.07, color="#E8F3EF", zorder=0)
+    for (name, (rate, valid)), (colour, dashes) in zip(paths.items(), _LINES, strict=False):
+        ax.plot(rate, valid, "o", ls=dashes, ms=4, color=colour, label=name)
+    ax.text(goal[0] + 0.01, 1.0, "the goal", color=FEATURE, va="top", fontsize=9)
+    ax.set(xlabel="rate (share of texts)", ylabel="validity (share of 4-grams)")
+    ax.set(xlim=(-0.03, 1.04), ylim=(-0.03, 1.04))
+    ax.legend(loc="lower left", fontsize=9)
+    return fig
+
+
+def lines(
+    x: Sequence[float],
+    named: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    controls: Sequence[str] = (),
+) -> Figure:
+    """Curves over one axis, each labelled at its end; `controls` are drawn in grey."""
+    fig, ax = plt.subplots(figsize=(7.0, 3.3))
+    colours = {name: CONTROL if name in controls else STEERED for name in named}
+    for name, values in named.items():
+        ax.plot(x, values, "o-", ms=4, color=colours[name])
+    label_ends(ax, {name: (x[-1], v[-1], colours[name]) for name, v in named.items()})
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return fig
+
+
+def bars(
+    named: Mapping[str, float], *, xlabel: str, controls: Sequence[str] = (), digits: int = 2
+) -> Figure:
+    """Horizontal bars with their numbers; `controls` are drawn in the control's grey."""
+    fig, ax = plt.subplots(figsize=(7.0, 0.9 + 0.36 * len(named)))
+    colours = [CONTROL if name in controls else STEERED for name in named]
+    values = [round(value, digits) + 0.0 for value in named.values()]  # no "-0.00"
+    drawn = ax.barh(list(named), values, color=colours)
+    ax.bar_label(drawn, fmt=f"%.{digits}f", padding=4)
+    ax.invert_yaxis()
+    ax.margins(x=0.12)
+    ax.set_xlabel(xlabel)
+    return fig
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Texts in columns, phrases marked: shown as an HTML table, printed as plain text."""
+
+    columns: Mapping[str, Sequence[str]]
+    phrases: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        return "\n\n".join(
+            f"{title}\n" + "\n".join(f"  {text}" for text in texts)
+            for title, texts in self.columns.items()
+        )
+
+    def _repr_html_(self) -> str:
+        cell = "text-align:left;vertical-align:top;padding:6px 10px;max-width:26em"
+        heads = "".join(f'<th style="{cell}">{html.escape(title)}</th>' for title in self.columns)
+        rows = "".join(
+            "<tr>"
+            + "".join(f'<td style="{cell}">{self._marked(text)}</td>' for text in row)
+            + "</tr>"
+            for row in zip(*self.columns.values(), strict=True)
+        )
+        style = "background:#ffffff;color:#222222;border-collapse:collapse"
+        return f'<table style="{style}"><tr>{heads}</tr>{rows}</table>'
+
+    def _marked(self, text: str) -> str:
+        text = html.escape(text)
+        for phrase in self.phrases:
+            mark = f'<b style="color:{STEERED}">{html.escape(phrase)}</b>'
+            text = re.sub(re.escape(html.escape(phrase)), mark, text)
+        return text
