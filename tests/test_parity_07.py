@@ -1,0 +1,94 @@
+"""What the learner writes in lesson 07 equals what the library does."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+
+from saelearn import metrics
+from saelearn.activations import collect
+from saelearn.batches import mean_norm_scale
+from saelearn.kernels import loss_and_gradients
+from saelearn.sae import SAE, SAEOutput, l1_loss
+from saelearn.train import step
+
+LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "07_training.ipynb"
+
+
+@pytest.fixture(scope="module")
+def lesson() -> dict[str, Any]:
+    """The lesson's functions, without the rest of its cells."""
+    names: dict[str, Any] = {"torch": torch, "l1_loss": l1_loss, "metrics": metrics}
+    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            body = ast.parse("".join(cell["source"])).body
+            kept = [n for n in body if isinstance(n, ast.FunctionDef)]
+            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
+    return names
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rows(lesson):
+    lm, tokens_NT = tiny_models.make("gpt2"), tiny_models.some_tokens(n=4)
+    site = lm.residual_sites()[1]
+    ours_ND = collect(lm, tokens_NT, site).x_ND
+    assert torch.equal(lesson["to_rows"](lm.capture(tokens_NT, [site])[site]), ours_ND)
+
+
+def test_scale(lesson):
+    x_ND = 3 * rand(500, 16) + 1
+    assert float(lesson["scale_of"](x_ND)) == pytest.approx(mean_norm_scale(x_ND), rel=1e-5)
+
+
+def test_loss(lesson):
+    x_BD, output = rand(8, 6), SAEOutput(rand(8, 6, seed=1), rand(8, 9, seed=2).relu())
+    theirs = lesson["mended_loss"](x_BD, *output, 0.7)
+    free = l1_loss(x_BD, output, torch.empty(9, 6), l1_coefficient=0.7, decoder_norm="free")
+    torch.testing.assert_close(theirs, free.total)
+
+
+def test_recovered(lesson):
+    ours = metrics.loss_recovered(1.0, 1.6, 3.5, ablation="mean").value
+    assert lesson["recovered"](1.0, 1.6, 3.5) == pytest.approx(ours)
+
+
+def test_explained_variance(lesson):
+    x_ND = rand(300, 5) + 2
+    x_hat_ND = x_ND + 0.3 * rand(300, 5, seed=1)
+    theirs = float(lesson["mended_variance"](x_ND, x_hat_ND))
+    assert theirs == pytest.approx(metrics.explained_variance(x_ND, x_hat_ND), rel=1e-5)
+    assert lesson["theirs"](10 * x_ND, 10 * x_hat_ND) > 1  # the bug that is hunted
+
+
+def test_quality(lesson):
+    sae, x_ND = SAE(6, 20, seed=1), rand(200, 6)
+    x_hat_ND, f_NF = (each.detach() for each in sae(x_ND))
+    ours = (metrics.l0(f_NF), metrics.explained_variance(x_ND, x_hat_ND))
+    assert lesson["quality"](sae, x_ND) == ours
+
+
+def test_memory_counts_every_tensor_of_a_training(lesson):
+    sae, buffer_ND = SAE(12, 40), rand(70, 12)
+    adam = torch.optim.Adam(sae.parameters())
+    step(sae, buffer_ND, adam, l1_coefficient=1.0)
+    moments = [m for s in adam.state.values() for m in (s["exp_avg"], s["exp_avg_sq"])]
+    kept = [*sae.parameters(), *(p.grad for p in sae.parameters()), *moments, buffer_ND]
+    assert lesson["training_bytes"](12, 40, 70) == sum(x.numel() * x.element_size() for x in kept)
+
+
+def test_textbook_step_is_the_librarys(lesson):
+    x_BD, by_hand, ours = rand(64, 6), SAE(6, 20, seed=1), SAE(6, 20, seed=1)
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=1e-3)
+    lesson["textbook"](by_hand, x_BD, optimizer)
+    loss_and_gradients(ours, x_BD, l1_coefficient=2.0, decoder_norm="weighted")
+    for a, b in zip(by_hand.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
