@@ -46,7 +46,7 @@ lint: $(STAMP) ## style of code and notebooks
 
 clean: ## remove the environment, builds and caches; never my_course/ or runs/
 	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis *.egg-info
-	find saelearn tests benchmarks notebooks -name __pycache__ -prune -exec rm -rf {} +
+	find saelearn tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP):
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -58,7 +58,7 @@ def shuffled(x_ND: Tensor, batch_size: int, *, seed: int = 0) -> Iterator[Tensor
 
 def mean_norm_scale(x_ND: Tensor) -> float:
     """The scalar that brings the mean squared norm of the rows to D."""
-    mean_square = float(x_ND.double().square().sum(1).mean())
+    mean_square = float(x_ND.detach().cpu().double().square().sum(1).mean())
     if mean_square == 0:
         raise Refusal("activations that are not all zero", "only zeros", "check the site")
     return math.sqrt(x_ND.shape[1] / mean_square)

@@ -18,19 +18,24 @@ from saelearn.errors import Refusal, check_range
 ABLATIONS = ("zero", "mean")
 
 
+def _exact(x: Tensor) -> Tensor:
+    """In double precision, on the CPU: Apple's GPUs have none."""
+    return x.detach().cpu().double()
+
+
 def l0(f_NF: Tensor) -> float:
     """Mean number of active features (f > 0) in a row."""
-    return float((f_NF > 0).sum(-1).double().mean())
+    return float((f_NF > 0).sum()) / (f_NF.numel() // f_NF.shape[-1])
 
 
 def firing_frequency(f_NF: Tensor) -> Tensor:
     """Share of rows in which each feature is active, `[F]`."""
-    return (f_NF > 0).double().mean(0)
+    return (f_NF > 0).sum(0).cpu().double() / len(f_NF)
 
 
 def dead_fraction(f_NF: Tensor) -> float:
     """Share of features that are active in none of the N rows (report N with it)."""
-    return float((~(f_NF > 0).any(0)).double().mean())
+    return float((~(f_NF > 0).any(0)).sum()) / f_NF.shape[-1]
 
 
 @torch.no_grad()
@@ -40,7 +45,7 @@ def explained_variance(x_ND: Tensor, x_hat_ND: Tensor) -> float:
     1 is perfect, 0 is what the mean alone achieves. It does not change if all is scaled. Two
     well-known packages subtract something else than the mean vector, and then it does.
     """
-    x_ND, x_hat_ND = x_ND.double(), x_hat_ND.double()
+    x_ND, x_hat_ND = _exact(x_ND), _exact(x_hat_ND)
     residual = (x_ND - x_hat_ND).square().sum()
     variance = (x_ND - x_ND.mean(0)).square().sum()
     if (x_ND == x_ND[0]).all():  # rounding of the mean can make the variance more than 0
@@ -55,7 +60,7 @@ def shrinkage(x_ND: Tensor, x_hat_ND: Tensor) -> float:
     1 / gamma is the factor that x_hat would have to be multiplied by to fit x best
     (Rajamanoharan et al., 2024, "Improving Dictionary Learning with Gated SAEs").
     """
-    x_ND, x_hat_ND = x_ND.double(), x_hat_ND.double()
+    x_ND, x_hat_ND = _exact(x_ND), _exact(x_hat_ND)
     return float(x_hat_ND.square().sum() / (x_ND * x_hat_ND).sum())
 
 
@@ -138,7 +143,8 @@ def effective_number(mass: Tensor) -> Tensor:
     With a neuron's activation mass per register it says over how many registers the neuron
     spreads (Hill's number of order 1, 1973). Rows without mass give 1.
     """
-    share = mass.double() / mass.double().sum(-1, keepdim=True).clamp(min=1e-300)
+    mass = _exact(mass)
+    share = mass / mass.sum(-1, keepdim=True).clamp(min=1e-300)
     return torch.exp(-torch.special.xlogy(share, share).sum(-1))
 
 

@@ -113,6 +113,12 @@ class SAE(nn.Module):
     def encode(self, x_BD: Tensor) -> Tensor:
         """Features `f_BF` >= 0 of activations `x_BD` (any leading dimensions)."""
         check_width(x_BD, self.d_in)
+        if x_BD.device != self.W_enc.device:
+            raise Refusal(
+                f"activations on the SAE's device, {self.W_enc.device}",
+                f"activations on {x_BD.device}",
+                "move one of them: sae.to(x.device)",
+            )
         if self.apply_b_dec_to_input:
             x_BD = x_BD - self.b_dec
         return torch.relu(x_BD @ self.W_enc + self.b_enc)

@@ -316,3 +316,9 @@ def test_the_settings_are_the_ones_that_saelens_writes(tmp_path: Path) -> None:
     }
     assert int(ours["metadata"]["sae_lens_version"].split(".")[0]) >= 6
     assert ours["metadata"]["model_name"] == "tiny"
+
+
+def test_activations_on_another_device_are_refused():
+    """`meta` stands in for a GPU: PyTorch's own message would not say what to move."""
+    with pytest.raises(Refusal, match=r"sae\.to"):
+        SAE(4, 8).encode(torch.zeros(2, 4, device="meta"))
