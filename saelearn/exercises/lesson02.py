@@ -45,12 +45,20 @@ def sampler(sample: Callable) -> None:
     on_BG = f_BG > 0
     _judge_coins(on_BG.double())
     _judge_amplitudes(f_BG[on_BG])
+    full_BG = _draw(sample, 2_000, 2, 1.0)
+    if (full_BG[:, 0] == full_BG[:, 1]).double().mean() > 0.9:
+        raise Mistake(
+            "features that are on together have the same amplitude: each draws its own, "
+            "[n, n_features] of them"
+        )
     if _draw(sample, 100, 3, 0.0).any():
         raise Mistake("with p = 0 nothing may ever be on")
     if (_draw(sample, 100, 3, 1.0) == 0).double().mean() > 0.01:
         raise Mistake("with p = 1 everything is on")
     if not torch.equal(_draw(sample, 50, 3, 0.5), _draw(sample, 50, 3, 0.5)):
         raise Mistake("the same seed should give the same sample: pass generator on to torch.rand")
+    if torch.equal(_draw(sample, 50, 3, 0.5, seed=0), _draw(sample, 50, 3, 0.5, seed=1)):
+        raise Mistake("every seed gives the same sample: use the generator that is passed in")
 
 
 def _judge_coins(on_BG: Tensor) -> None:
@@ -178,10 +186,17 @@ def dimensionality(share: Callable) -> None:
         ),
         "divide W_g by its length in the sum below": norm_G.square() / gram.square().sum(1),
         "only W_g is divided by its length, not W_h": norm_G.square() / cos2.sum(1),
-        "above stands the squared length; with cosines alone lengths are lost": 1 / cos2.sum(1),
+        "with cosines alone lengths are lost: divide only W_g by its length, and sum over h, "
+        "the last axis": 1 / cos2.sum(1),
         "above stands the squared length, not the length": norm_G / others.sum(1),
         "the overlaps are squared before they are summed": (
             norm_G.square() / (unit_GD @ W_GD.T).sum(1)
+        ),
+        "the overlaps are squared one by one, before they are summed": (
+            norm_G.square() / (unit_GD @ W_GD.T).sum(1).square()
+        ),
+        "the overlaps are squared, an absolute value is not enough": (
+            norm_G.square() / (unit_GD @ W_GD.T).abs().sum(1)
         ),
         "you divided W_h by its length; it is W_g's length that is divided out": (
             norm_G.square() / others.T.sum(1)
@@ -206,8 +221,12 @@ def _models() -> list[tuple[Tensor, bool, str]]:
     pentagon = [[1.15 * math.cos(a), 1.15 * math.sin(a)] for a in turns]
     square = [[1, 0], [0, 1], [-1, 0], [0, -1]]
     dropped = [[1, 0], [0, 1], [0.02, 0.01], [0, 0], [0.01, 0]]
+    short = [[0.6, 0], [0, 0.6], [-0.6, 0]]
+    slanted = [[1, 0], [0.5, 0.87]]
     roomy_GD = torch.cat([0.7 * torch.eye(3), torch.zeros(3, 2)], 1)
     mixed = "two features in two turned dimensions: both neurons are mixed, yet nothing is shared"
+    entry = "three directions of length 0.6 count, however they are turned: take the length"
+    close_by = "two features in two dimensions, even 60 degrees apart, are not more than two"
     axes = "four features in two dimensions are superposition, also when they lie on the axes"
     return [
         (_turned([[1, 0], [0, 1]], 40), False, mixed),
@@ -215,6 +234,8 @@ def _models() -> list[tuple[Tensor, bool, str]]:
         (_turned(pentagon, 20), True, "five features in two dimensions are superposition"),
         (_turned(square, 0), True, axes),
         (_turned(dropped, 30), False, "features with (almost) no direction do not count"),
+        (_turned(short, 45), True, entry),
+        (_turned(slanted, 0), False, close_by),
         (roomy_GD, False, "three features in five dimensions have room: count the columns too"),
         (torch.tensor([[1.0], [-1.0]]), True, "two features on one neuron, + and -, share it"),
     ]
@@ -227,6 +248,8 @@ def superposed(is_superposed: Callable) -> None:
         answer: Any = as_tensor(call(is_superposed, W_GD.clone()), "the answer")
         if answer.numel() != 1:
             raise Mistake("one True or False for the whole model, not one for each feature")
+        if float(answer) not in (0.0, 1.0):
+            raise Mistake("True or False, not a count: compare it with W_GD.shape[1]")
         if bool(answer) != right:
             raise Mistake(f"a case fails: {mistake}")
 

@@ -77,7 +77,8 @@ def decoder_direction(written_by: Callable) -> None:
         if layer is square:
             hint = "this is a row: what reaches output 2 from every feature. Take the column"
             wrong = {hint: layer.weight.detach()[feature], **wrong}
-        got = need_shape(got, (layer.out_features,), "the direction", "It has length d_in.")
+        hint = "It has length d_in: slice the decoder that is handed in."
+        got = need_shape(got, (layer.out_features,), "the direction", hint)
         otherwise = "feature i writes what decoder(one-hot i) - decoder.bias gives: try that"
         diagnose(got, column, wrong, otherwise, rtol=1e-4, atol=1e-5)
 
@@ -106,6 +107,14 @@ def f1(f1_score: Callable) -> None:
     never = call(f1_score, torch.zeros(10).bool(), holds_N)
     if math.isnan(float(never)) or float(never) != 0:
         raise Mistake("a feature that never fires should get 0, without dividing by zero")
+    nothing_N = torch.zeros(10).bool()
+    for fires, holds, why in (
+        (nothing_N, nothing_N, "it never fires and nothing holds"),
+        (fires_N, ~fires_N, "it fires, but never where the concept holds"),
+    ):
+        none = float(need_shape(call(f1_score, fires.clone(), holds.clone()), (), "F1"))
+        if none != 0:  # nan too
+            raise Mistake(f"{none:g} where {why}; F1 should be 0: avoid dividing by zero")
 
 
 @exercise("Exercise 8.4", passed="chosen on one half, scored on the other: an honest number")
@@ -136,6 +145,10 @@ def honest(honest_f1: Callable) -> None:
                 best(second), first
             ),
             "chosen on all rows: the second half had a say in it": at(best(everywhere), second),
+            "scored on all rows: the half that chose must not be scored": at(
+                best(first), everywhere
+            ),
+            "this is the threshold: return the F1 that it gets on the second half": best(first),
         }
         got = call(honest_f1, score_N.clone(), holds_N.clone(), list(grid))
         got = need_shape(got, (), "the answer", "One number, the F1 on the second half.")
@@ -172,6 +185,8 @@ def texts(should: Sequence[str], should_not: Sequence[str]) -> None:
         if len({" ".join(text.split()) for text in group}) < 3:
             raise Mistake(f"{name} needs at least three texts that differ")
         for text in group:
+            if not text.split():
+                raise Mistake(f"a text in {name} is empty")
             unknown = sorted(set(text.split()) - _words())
             if unknown:
                 raise Mistake(

@@ -113,40 +113,51 @@ def _same_way(got: Tensor, right: Tensor, row: Tensor, decoder: nn.Linear) -> No
 @exercise("Exercise 9.5", passed="only this feature's share of x is exchanged; the rest stays")
 def clamp(function: Callable) -> None:
     """`clamp(x_BD, sae, feature, value)` -> `[B, D]`."""
-    sae, x_BD, feature, value = (
-        SAE(6, 10, decoder_init_norm=2.0, seed=3),
-        _normal(8, 6, seed=4),
-        2,
-        5.0,
-    )
+    sae, x_BD, feature = SAE(6, 10, decoder_init_norm=2.0, seed=3), _normal(8, 6, seed=4), 2
     sae.W_enc.data += 0.3 * _normal(6, 10, seed=5)
     sae.b_dec.data = _normal(6, seed=6)
     with torch.no_grad():
-        f_BF = (((x_BD - sae.b_dec) @ sae.W_enc) + sae.b_enc).relu()
-        old_B1, row_D = f_BF[:, [feature]], sae.W_dec[feature].clone()
-        set_BF = f_BF.clone()
-        set_BF[:, feature] = value
-        replaced_BD = set_BF @ sae.W_dec + sae.b_dec
-        wrong = {
-            "you put the reconstruction in x's place: what the SAE missed is lost. Change x by the "
-            "difference only": replaced_BD,
-            "that adds `value` on top; the feature may be on already: subtract what it is": (
-                x_BD + value * row_D
-            ),
-            "W_dec writes, W_enc only looks: use the decoder row": (
-                x_BD + (value - old_B1) * sae.W_enc[:, feature]
-            ),
-            "keep the decoder row's own length: value is in the feature's units": (
-                x_BD + (value - old_B1) * row_D / row_D.norm()
-            ),
-            "the other way round: value - f, not f - value": x_BD - (value - old_B1) * row_D,
-            "that takes the feature out (value 0), and puts nothing in": x_BD - old_B1 * row_D,
-        }
-    got = need_shape(
-        call(function, x_BD.clone(), sae, feature, value), (8, 6), "the result", "Same shape as x."
-    )
-    otherwise = "compare with x + (value - f_i(x)) * W_dec_i"
-    diagnose(got, x_BD + (value - old_B1) * row_D, wrong, otherwise, rtol=1e-4, atol=1e-5)
+        before_BF = ((x_BD - sae.b_dec) @ sae.W_enc) + sae.b_enc
+        f_BF, row_D = before_BF.relu(), sae.W_dec[feature].clone()
+    old_B1 = f_BF[:, [feature]]
+    for value in (5.0, 0.5):  # above all activations of this feature, and below the largest
+        step_B1 = value - old_B1
+        with torch.no_grad():
+            set_BF = f_BF.clone()
+            set_BF[:, feature] = value
+            replaced_BD = set_BF @ sae.W_dec + sae.b_dec
+            wrong = {
+                "you put the reconstruction in x's place: what the SAE missed is lost. Change x by "
+                "the difference only": replaced_BD,
+                "that adds `value` on top; the feature may be on already: subtract what it is": (
+                    x_BD + value * row_D
+                ),
+                "W_dec writes, W_enc only looks: use the decoder row": (
+                    x_BD + step_B1 * sae.W_enc[:, feature]
+                ),
+                "keep the decoder row's own length: value is in the feature's units": (
+                    x_BD + step_B1 * row_D / row_D.norm()
+                ),
+                "the other way round: value - f, not f - value": x_BD - step_B1 * row_D,
+                "that takes the feature out (value 0), and puts nothing in": x_BD - old_B1 * row_D,
+                "a clamp lowers a feature too: where it is above value, value - f is negative": (
+                    x_BD + step_B1.relu() * row_D
+                ),
+                "set it where it is silent, too: there the step is value - 0": (
+                    x_BD + step_B1 * (old_B1 > 0) * row_D
+                ),
+                "f is never negative: take it from sae.encode, after the ReLU": (
+                    x_BD + (value - before_BF[:, [feature]]) * row_D
+                ),
+            }
+        got = need_shape(
+            call(function, x_BD.clone(), sae, feature, value),
+            (8, 6),
+            "the result",
+            "Same shape as x.",
+        )
+        otherwise = "compare with x + (value - f_i(x)) * W_dec_i"
+        diagnose(got, x_BD + step_B1 * row_D, wrong, otherwise, rtol=1e-4, atol=1e-5)
 
 
 # (rates, validities) of three candidates at three strengths; the best is never the loudest
@@ -165,13 +176,16 @@ _TABLES = (
 @exercise("Exercise 9.3", passed="loud and broken loses, and so does well-formed and silent")
 def choose(function: Callable) -> None:
     """`choose(rate_FS, validity_FS)` -> index of the best candidate."""
+    answers, rights, guesses = [], [], {}
     for rate, validity in _TABLES:
         rate_FS = torch.tensor(rate, dtype=torch.float)
         validity_FS = torch.tensor(validity, dtype=torch.float)
         got = as_tensor(call(function, rate_FS.clone(), validity_FS.clone()), "the choice")
         if got.numel() != 1:
             raise Mistake("one index: average over the strengths (dim=1), then argmax")
+        answers.append(float(got))
         product_FS = rate_FS * validity_FS
+        rights.append(int(product_FS.mean(1).argmax()))
         wrong = {
             "the best by rate alone degenerates into babble: multiply by validity": rate_FS.mean(1),
             "by validity alone the one wins that says nothing of it": validity_FS.mean(1),
@@ -180,13 +194,21 @@ def choose(function: Callable) -> None:
             ),
             "multiply at each strength, then average: a product of means rewards babble at one "
             "strength and silence at another": rate_FS.mean(1) * validity_FS.mean(1),
+            "rate plus validity: silent, well-formed text scores 1. Multiply them": (
+                rate_FS.mean(1) + validity_FS.mean(1)
+            ),
+            "that is the best strength: average over the strengths, dim=1": product_FS.mean(0),
         }
-        if int(got) == int(product_FS.mean(1).argmax()):
-            continue
-        for hint, score_F in wrong.items():
-            if int(got) == int(score_F.argmax()):
-                raise Mistake(hint)
-        raise Mistake("an index into the rows (candidates) is needed: argmax of the mean product")
+        for hint, score in wrong.items():
+            guesses.setdefault(hint, []).append(int(score.argmax()))
+    if answers == rights:
+        return
+    if any(answer % 1 for answer in answers):
+        raise Mistake("this is a score, not an index: argmax instead of max")
+    for hint, indices in guesses.items():
+        if answers == indices:  # on all tables, since three candidates often coincide on one
+            raise Mistake(hint)
+    raise Mistake("an index into the rows (candidates) is needed: argmax of the mean product")
 
 
 @exercise("Exercise 9.6", passed="it speaks of the bridge, and still speaks")
@@ -208,6 +230,9 @@ def bridge(tokens_NT: Tensor) -> None:
             "direction"
         )
     if rate < 0.6:
-        raise Mistake(f"only {rate:.0%} speak of the bridge: push further, or at more positions")
+        raise Mistake(
+            f"only {rate:.0%} speak of the bridge (not steered, one text in six or so does): try the "
+            "next feature of your list; if it is the right one, push further or at more positions"
+        )
     if valid < 0.75:
         raise Mistake(f"they babble (validity {valid:.2f}): less strength, or fewer positions")

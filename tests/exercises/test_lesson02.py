@@ -33,6 +33,16 @@ def frozen_seed(n, n_features, p, *, generator):
     return torch.rand(n, n_features) * coin(n, n_features, p, generator)
 
 
+def own_seed(n, n_features, p, *, generator):
+    own = torch.Generator().manual_seed(0)
+    return rand(n, n_features, own) * coin(n, n_features, p, own)
+
+
+def offdiagonal(W):
+    gram = W @ W.T
+    return (gram - gram.diag().diag()).abs().max() > 0.1
+
+
 def unit(W):
     return W / W.norm(dim=1, keepdim=True).clamp(min=1e-9)
 
@@ -101,6 +111,12 @@ WRONG = [
         "between 0 and 1",
     ),
     (check.sampler, frozen_seed, "same seed"),
+    (check.sampler, own_seed, "every seed"),
+    (
+        check.sampler,
+        lambda n, G, p, *, generator: rand(n, 1, generator) * coin(n, G, p, generator),
+        "same amplitude",
+    ),
     (check.sampler, lambda n, G, p, *, generator: rand(G, n, generator), "shape"),
     (check.model, lambda f, W, b: f @ W @ W.T + b, "ReLU is missing"),
     (check.model, lambda f, W, b: torch.relu(f @ W @ W.T), "bias is missing"),
@@ -131,11 +147,30 @@ WRONG = [
         lambda W: (W @ W.T).diag() ** 2 / (W @ W.T).square().sum(1),
         "length 0",
     ),
+    (
+        check.dimensionality,
+        lambda W: W.norm(dim=1) ** 2 / (unit(W) @ W.T).square().sum(0),
+        "last axis",
+    ),
+    (
+        check.dimensionality,
+        lambda W: W.norm(dim=1) ** 2 / (unit(W) @ W.T).sum(1) ** 2,
+        "one by one",
+    ),
+    (
+        check.dimensionality,
+        lambda W: W.norm(dim=1) ** 2 / (unit(W) @ W.T).abs().sum(1),
+        "absolute value",
+    ),
     (check.dimensionality, lambda W: W.norm(dim=1).mean(), "shape ()"),
     (check.superposed, lambda W: ((W.abs() > 0.2).sum(0) > 1).any(), "nothing is shared"),
     (check.superposed, lambda W: len(W) > W.shape[1], "do not count"),
     (check.superposed, lambda W: (W.norm(dim=1) > 0.5).sum() > 2, "count the columns"),
     (check.superposed, lambda W: False, "five features"),
+    (check.superposed, lambda W: (W.abs().amax(1) > 0.5).sum() > W.shape[1], "take the length"),
+    (check.superposed, lambda W: (W.square().sum(1) > 0.5).sum() > W.shape[1], "take the length"),
+    (check.superposed, offdiagonal, "60 degrees"),
+    (check.superposed, lambda W: (W.norm(dim=1) > 0.5).sum(), "not a count"),
     (check.superposed, lambda W: W.norm(dim=1) > 0.5, "one True or False"),
     (check.cost, lambda p, i: i * p / 2, "E[f^2] = 1/3, while"),
     (check.cost, lambda p, i: i * p / 4, "square of the mean"),

@@ -69,6 +69,7 @@ RIGHT = [
     (check.mended_loss, (loss_over_length,)),
     (check.translations, (0.3 * 5.6, 0.3 / 32, 0.3 / 256)),
     (check.translations, (1.68, torch.tensor(0.009375), 0.00117)),
+    (check.translations, (1.7, 0.0094, 0.0012)),
 ]
 
 WRONG = [
@@ -80,6 +81,7 @@ WRONG = [
     (check.encode_decode, (encode, lambda f, W, c: f @ W), "decode: what was subtracted"),
     (check.encode_decode, (encode, lambda f, W, c: (f @ W + c).relu()), "encoder only"),
     (check.encode_decode, (encode, lambda f, W, c: f @ W.T + c), "raised RuntimeError"),
+    (check.encode_decode, (encode, lambda f, W, c: f @ W - c), "not subtracted"),
     (check.prediction, (PREDICTED | {"L0": "rises"},), "L0: not quite"),
     (check.prediction, (PREDICTED | {"gamma": "rises"},), "pulls every activation"),
     (check.prediction, (PREDICTED | {"planted found": "falls"},), "both ends"),
@@ -90,6 +92,11 @@ WRONG = [
     (check.best_activation, (lambda a, l1: (a - 2 * l1).relu(),), "2λ"),
     (check.best_activation, (lambda a, l1: (a * (1 - l1 / 2)).relu(),), "scales"),
     (check.best_activation, (lambda a, l1: torch.where(a > l1 / 2, a, 0),), "shortened too"),
+    (
+        check.best_activation,
+        (lambda a, l1: a.sign() * (a.abs() - l1 / 2).relu(),),
+        "for a negative a",
+    ),
     (check.best_activation, (lambda a, l1: a.relu(),), "not the minimum"),
     (check.best_activation, (lambda a, l1: a.relu().sum(),), "shape"),
     (check.fair_penalty, (lambda f, W: f.sum(1).mean(),), "decoder is not in it"),
@@ -115,6 +122,11 @@ WRONG = [
         "by D",
     ),
     (check.mended_loss, (lambda x, y, f, c: (x - y).square().sum() + c * f.sum(),), "two means"),
+    (
+        check.mended_loss,
+        (lambda x, y, f, c: (x - y).square().sum(1).mean() + c * f.sum() / 128,),
+        "its own size",
+    ),
     (check.mended_loss, (lambda x, y, f, c: mean_loss(x, y, f, 1),), "coefficient is missing"),
     (check.translations, (0.3 / 5.6, 0.3 / 32, 0.3 / 256), "(a) is the wrong way round"),
     (check.translations, (0.3 * 5.6**2, 0.3 / 32, 0.3 / 256), "one s is left"),
@@ -122,6 +134,9 @@ WRONG = [
     (check.translations, (0.3 * 5.6, 0.3 / 32, 0.3 / 128), "batch of 256"),
     (check.translations, (0.3 * 5.6, 0.3, 0.3 / 256), "(b) is unchanged"),
     (check.translations, (0.3 * 5.6, "small", 0.3 / 256), "number"),
+    (check.translations, (0.3 * 5.6, 0.3 / (32 * 256), 0.3 / 256), "only D is new"),
+    (check.translations, (0.3 * 5.6, 0.3 / 128, 0.3 / 256), "32 dimensions"),
+    (check.translations, (0.3 * 5.6, 0.3 / 32, 0.001), "nearly right"),
     (check.translations, (7.0, 0.3 / 32, 0.3 / 256), "multiply the whole loss"),
 ]
 
@@ -130,6 +145,7 @@ OPEN = [
     (check.encode_decode, (encode, lambda *_: ...)),
     (check.prediction, (...,)),
     (check.prediction, (dict.fromkeys(PREDICTED, ...),)),
+    (check.prediction, ({"L0": "...", "variance missed": "..."},)),
     (check.best_activation, (lambda a, l1: None,)),
     (check.fair_penalty, (lambda f, W: ...,)),
     (check.mended_loss, (lambda *_: None,)),

@@ -29,6 +29,12 @@ def f1_from_precision_and_recall(fires, holds):
     return 2 / (1 / precision + 1 / recall)
 
 
+def f1_without_care(fires, holds):
+    both, fired, held = counts(fires, holds)
+    precision, recall = both / fired, both / held
+    return 2 * precision * recall / (precision + recall)
+
+
 def jaccard(fires, holds):
     return (fires & holds).sum() / (fires | holds).sum()
 
@@ -114,6 +120,14 @@ WRONG = [
     (check.f1, jaccard, "Jaccard"),
     (check.f1, lambda f, h: (f & h).sum() / (f.sum() + h.sum()), "count twice"),
     (check.f1, lambda f, h: f1(f, h) if f.any() else float("nan"), "never fires"),
+    (check.f1, lambda f, h: 2 * (f & h).sum() / (f.sum() + h.sum()), "nothing holds"),
+    (check.f1, lambda f, h: f1_without_care(f, h) if f.any() else 0.0, "never where"),
+    (check.honest, mixed(0, 2), "scored on all rows"),
+    (
+        check.honest,
+        lambda s, h, ts: max(ts, key=lambda t: f1(s[:200] > t, h[:200])),
+        "this is the threshold",
+    ),
     (check.honest, mixed(2, 2), "same rows"),
     (check.honest, mixed(0, 0), "half that chose"),
     (check.honest, mixed(1, 1), "no say"),
@@ -133,6 +147,7 @@ WRONG_TEXTS = [
     ([*SHOULD, "the golden doodle barked ."], NOT, "'doodle'"),
     ([*SHOULD, "the beagle barked ."], NOT, "does not name"),
     (SHOULD, [*NOT, SHOULD[0]], "belongs to should"),
+    (SHOULD, [*NOT, " "], "should_not is empty"),
     (SHOULD, [*NOT[1:], "2 + 3 = 5 ;"], "near miss"),
     (
         [f"the golden retriever {does} ." for does in ("fetched", "barked", "wagged")],

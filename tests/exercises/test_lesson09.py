@@ -119,6 +119,26 @@ WRONG = [
         "other way round",
     ),
     (check.clamp, lambda x, sae, i, v: x - f_of(x, sae, i) * sae.W_dec[i], "puts nothing in"),
+    (
+        check.clamp,
+        lambda x, sae, i, v: x + (v - f_of(x, sae, i)).relu() * sae.W_dec[i],
+        "lowers a feature too",
+    ),
+    (
+        check.clamp,
+        lambda x, sae, i, v: x + (v - f_of(x, sae, i)) * (f_of(x, sae, i) > 0) * sae.W_dec[i],
+        "where it is silent",
+    ),
+    (
+        check.clamp,
+        lambda x, sae, i, v: (
+            x + (v - (x - sae.b_dec) @ sae.W_enc[:, [i]] - sae.b_enc[i]) * sae.W_dec[i]
+        ),
+        "after the ReLU",
+    ),
+    (check.choose, lambda rate, validity: (rate + validity).mean(1).argmax(), "Multiply them"),
+    (check.choose, lambda rate, validity: (rate * validity).mean(0).argmax(), "best strength"),
+    (check.choose, lambda rate, validity: (rate * validity).mean(1).max(), "not an index"),
     (check.choose, lambda rate, validity: rate.mean(1).argmax(), "by rate alone"),
     (check.choose, lambda rate, validity: validity.mean(1).argmax(), "by validity alone"),
     (check.choose, lambda rate, validity: (rate * validity).amax(1).argmax(), "one lucky strength"),
@@ -193,7 +213,7 @@ def test_texts_that_fail_say_why(held_NT):
     dogs_NT = having(held_NT, "golden_retriever")
     without_NT = dogs_NT[~tiny.mentions(dogs_NT, "Golden_Gate_Bridge")]
     cases = {
-        "push further": held_NT,
+        "next feature": held_NT,
         "bridge's direction": without_NT.repeat(-(-100 // len(without_NT)), 1),
         "far too strong": shuffled(held_NT),
         "at least 100 texts": many_NT[:50],
