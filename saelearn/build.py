@@ -20,6 +20,8 @@ from saelearn.errors import Refusal
 from saelearn.lm import LM
 from saelearn.train import train
 
+HELD_OUT_DOCUMENTS = 4_000
+FOURGRAM_DOCUMENTS = 120_000
 SAE_DOCUMENTS = 16_000  # one million tokens, each seen eight times
 SAE_TRAINING = {"steps": 4_000, "batch_size": 2_048, "lr": 2e-3, "log_every": 250}
 PROBE_DOCUMENTS = 2_000
@@ -39,7 +41,7 @@ def build_lm(root: Path) -> None:
     tokenizer = pretrain.make_tokenizer()
     vocabulary = tokenizer.get_vocab()
     model, history = pretrain.train_model(vocabulary)
-    docs = list(corpus.documents(4_000, seed=corpus.HELD_OUT))
+    docs = list(corpus.documents(HELD_OUT_DOCUMENTS, seed=corpus.HELD_OUT))
     record = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "history": history,
@@ -54,15 +56,13 @@ def build_lm(root: Path) -> None:
 
 
 def build_fourgrams(root: Path) -> None:
-    """Every run of four words in 120,000 documents: the judge of well-formed text."""
+    """Every run of four words in many documents: the judge of well-formed text."""
     lm = LM.load(root / "lm")
     vocabulary = lm.tokenizer.get_vocab()
-    found = [
-        corpus.fourgrams(
-            corpus.encode(corpus.documents(20_000, start=start), vocabulary), len(vocabulary)
-        ).unique()
-        for start in range(0, 120_000, 20_000)
-    ]
+    found, piece = [], min(20_000, FOURGRAM_DOCUMENTS)
+    for start in range(0, FOURGRAM_DOCUMENTS, piece):
+        tokens_NT = corpus.encode(corpus.documents(piece, start=start), vocabulary)
+        found.append(corpus.fourgrams(tokens_NT, len(vocabulary)).unique())
     artifacts.write_tensors(root / "fourgrams.safetensors", {"codes": torch.cat(found).unique()})
 
 

@@ -1,0 +1,40 @@
+"""`saelearn data` in small: every step runs, in order, and what it writes can be used."""
+
+from functools import partial
+
+import pytest
+
+from saelearn import artifacts, build, dial, pretrain, tiny
+from saelearn.errors import Refusal
+from saelearn.lm import LM
+from saelearn.sae import SAE
+
+
+def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
+    small = partial(pretrain.train_model, steps=2, batch_size=4, log_every=1)
+    monkeypatch.setattr(pretrain, "train_model", small)
+    training = {"steps": 3, "batch_size": 64, "lr": 1e-3, "log_every": 1}
+    monkeypatch.setattr(build, "SAE_TRAINING", training)
+    monkeypatch.setattr(tiny, "D_SAE", 16)
+    monkeypatch.setattr(dial, "L1_COEFFICIENTS", (0.3,))
+    for name in ("HELD_OUT", "FOURGRAM", "SAE", "PROBE"):
+        monkeypatch.setattr(build, f"{name}_DOCUMENTS", 40)
+
+    build.build(root=tmp_path)
+    said = capsys.readouterr().out
+    assert "about" in said and said.index("\nlm:") < said.index("\nsaes:") < said.index("\ndial:")
+
+    monkeypatch.setenv("SAELEARN_DATA", str(tmp_path))  # the manifest holds all of it
+    record = tiny.training_record()
+    assert record["held_out"] > record["entropy_bound"] > 0
+    assert LM.load(artifacts.find("lm")).residual_sites()[1] == tiny.SITE
+    for coefficient in tiny.L1_COEFFICIENTS:
+        assert SAE.load(artifacts.find(f"saes/{tiny.name_of(coefficient)}")).d_sae == 16
+    assert set(tiny.probe_f1()) == set(tiny.held_out(2).names)
+    assert len(dial.load_sweep()) == 1
+
+
+def test_an_unknown_step_is_refused_before_any_work(tmp_path):
+    with pytest.raises(Refusal, match="fourgrams"):
+        build.build(["lmm"], root=tmp_path)
+    assert list(tmp_path.iterdir()) == []
