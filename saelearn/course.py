@@ -272,7 +272,8 @@ def _stub(lines: list[str]) -> list[str]:
                 "look at the cell that starts with: " + lines[0].strip(),
             )
         inside = mark == BEGIN
-        if inside:
+        to_fill = kept and "= ..." in kept[-1]  # there the dots are the place to write
+        if inside and not to_fill:
             kept.append(line[: len(line) - len(line.lstrip())] + STUB + "\n")
     if inside:
         raise Refusal(f"`{END}` after `{BEGIN}`", "the end of the cell", "close the solution")

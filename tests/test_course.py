@@ -38,7 +38,6 @@ def loss(x):
     ...  # your code here
 
 answer = ...  # replace the dots
-...  # your code here
 print(answer)"""
 
 

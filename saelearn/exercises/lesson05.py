@@ -74,6 +74,7 @@ QUANTITIES = {  # name -> what happens as lambda rises, and the hint
 }
 WORDS = {
     "both": ("rises then falls", "rises, then falls", "both", "up then down", "first"),
+    "dips": ("falls then", "falls, then", "down then"),  # right nowhere up to lambda = 1.5
     "falls": ("fall", "down", "less", "decreas", "sinks", "-"),
     "rises": ("rise", "up", "more", "increas", "grows", "+"),
 }

@@ -160,7 +160,7 @@ def clamp(function: Callable) -> None:
         diagnose(got, x_BD + step_B1 * row_D, wrong, otherwise, rtol=1e-4, atol=1e-5)
 
 
-# (rates, validities) of three candidates at three strengths; the best is never the loudest
+# (rates, validities) of three candidates at three strengths; each mistake goes wrong on one of them
 _VALID = [[0.9, 0.9, 0.9], [0.9, 0.8, 0.8], [0.3, 0.3, 0.2]]
 _TABLES = (
     (
@@ -170,6 +170,10 @@ _TABLES = (
     ([[0.5, 0.6, 0.6], [0, 0.1, 1], [0.1, 0.1, 0.1]], [[0.9, 0.9, 0.9], [1, 1, 0.9], [1, 1, 1]]),
     ([[0.9, 0, 0], [0.5, 0.4, 0.5], [0.9, 0.9, 0.9]], _VALID),
     ([[1, 0, 0.9], [0.5, 0.6, 0.6], [0.2, 0.2, 0.2]], [[0.1, 1, 0.2], [0.6, 0.5, 0.5], [1, 1, 1]]),
+    (
+        [[1, 0.2, 0.2], [0.1, 0.1, 0.1], [0.9, 0.6, 0.5]],
+        [[0.1, 0.1, 0.1], [1, 1, 1], [0.8, 0.8, 0.8]],
+    ),
 )
 
 
@@ -231,8 +235,9 @@ def bridge(tokens_NT: Tensor) -> None:
         )
     if rate < 0.6:
         raise Mistake(
-            f"only {rate:.0%} speak of the bridge (not steered, one text in six or so does): try the "
-            "next feature of your list; if it is the right one, push further or at more positions"
+            f"only {rate:.0%} speak of the bridge (not steered, about one in ten does): try "
+            "the next feature of your list; if it is the right one, push further or at more "
+            "positions"
         )
     if valid < 0.75:
         raise Mistake(f"they babble (validity {valid:.2f}): less strength, or fewer positions")

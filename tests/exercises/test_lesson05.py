@@ -83,6 +83,7 @@ WRONG = [
     (check.encode_decode, (encode, lambda f, W, c: f @ W.T + c), "raised RuntimeError"),
     (check.encode_decode, (encode, lambda f, W, c: f @ W - c), "not subtracted"),
     (check.prediction, (PREDICTED | {"L0": "rises"},), "L0: not quite"),
+    (check.prediction, (PREDICTED | {"L0": "falls, then rises"},), "L0: not quite"),
     (check.prediction, (PREDICTED | {"gamma": "rises"},), "pulls every activation"),
     (check.prediction, (PREDICTED | {"planted found": "falls"},), "both ends"),
     (check.prediction, ({"L0": "falls"},), "no answer for"),
