@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-PROBE_SHARE, CHUNK_ROWS = 32, 1_024  # one row in so many tells how much is active
+PROBE_SHARE, PROBE_STRIDE = 32, 8  # one row and one feature in so many tell how much is active
+CHUNK_ROWS = 1_024
 ROUND_UP = 1 + 2**-6  # more than a length loses when it is rounded to bf16
 
 
@@ -46,18 +47,26 @@ Find = Callable[[int, int], tuple[np.ndarray, Values]]
 active, and what turns these into exact `Active`."""
 
 
-def few(find: Find, x_KBD: Tensor, b_KF: Tensor, *, limit: float) -> Tensor:
-    """For each SAE: is at most a share `limit` of its entries active, as its first rows tell?"""
-    rows = -(-x_KBD.shape[1] // PROBE_SHARE)
-    index_A, _ = find(0, rows)
-    K, F = b_KF.shape
-    starts_K = np.searchsorted(index_A, np.arange(K + 1) * rows * F)
-    return torch.from_numpy(np.diff(starts_K) <= limit * rows * F)
+def few(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, *, limit: float) -> Tensor:
+    """For each SAE: is at most a share `limit` of its entries active, as a sample of them tells?"""
+    x_KBD = x_KBD[:, : -(-x_KBD.shape[1] // PROBE_SHARE)]
+    W_KFD, b_K1F = W_KFD[:, ::PROBE_STRIDE], b_KF[:, None, ::PROBE_STRIDE]
+    active_K = (torch.baddbmm(b_K1F, x_KBD, W_KFD.mT) > 0).sum((1, 2))
+    return active_K <= limit * x_KBD.shape[1] * W_KFD.shape[1]
 
 
-def active_entries(find: Find, x_KBD: Tensor, b_KF: Tensor) -> Active:
-    """All active entries of ReLU(x W + b)."""
+def active_entries(
+    encoder: str, x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory
+) -> Active:
+    """All active entries of ReLU(x W^T + b); fp32, CPU.
+
+    Args:
+        encoder: of `ENCODERS`.
+        x_KBD, W_KFD, b_KF: what is encoded, one row of weights a feature, biases.
+        memory: where the matrices in between live.
+    """
     (K, B, _), F = x_KBD.shape, b_KF.shape[1]
+    find = ENCODERS[encoder](x_KBD, W_KFD, b_KF, memory)
     found = []
     for low in range(0, B, CHUNK_ROWS):
         high = min(low + CHUNK_ROWS, B)
@@ -106,19 +115,22 @@ def _onednn(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
 def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
     """In bf16 with a margin that the error cannot exceed; then fp32 for the few that are left.
 
-    With x' and w' the rounded vectors, x.w - x'.w' = (x - x').w + x'.(w - w'): the error is at
-    most ||x - x'|| ||w|| + ||x'|| ||w - w'|| (Cauchy and Schwarz). Margin and bias ride along as
-    four more columns of the product, the bias in two parts, since 8 bits would be too rough.
-    Inside, sums are fp32, and rounding a sum to bf16 does not change its sign.
+    With x' and w' the rounded vectors, x.w - x'.w' = (x - x').w + x'.(w - w'). Rounding to 8 bits
+    takes at most one part in 2^8, so the error is at most (||x - x'|| + 2^-8 ||x'||) ||w|| (Cauchy
+    and Schwarz). Margin and bias ride along as three more columns of the product, the bias in two
+    parts, since 8 bits would be too rough. Inside, sums are fp32, and rounding a sum to bf16 does
+    not change its sign.
     """
     K, F, D = W_KFD.shape
-    x_KBE, lost_x_KB, length_x_KB = _rounded("x", x_KBD, memory)
-    W_KFE, lost_w_KF, length_w_KF = _rounded("w", W_KFD, memory)
+    x_KBE, W_KFE = _rounded("x", x_KBD, memory), _rounded("w", W_KFD, memory)
+    lost_KBD = memory("lost", tuple(x_KBD.shape), torch.float32)
+    lost_KBD.copy_(x_KBE[..., :D]).sub_(x_KBD)
+    sums = D * 2.0**-23  # what sums of D terms in fp32 may lose
+    margin_KB = lost_KBD.norm(dim=2) + x_KBD.norm(dim=2) * (2.0**-8 * (1 + 2.0**-8) + sums)
     x_KBE[..., D : D + 2] = 1
     W_KFE[..., D] = b_KF
     W_KFE[..., D + 1] = b_KF - W_KFE[..., D] + b_KF.abs() * 2.0**-15
-    x_KBE[..., D + 2], W_KFE[..., D + 2] = lost_x_KB, length_w_KF
-    x_KBE[..., D + 3], W_KFE[..., D + 3] = length_x_KB, lost_w_KF
+    x_KBE[..., D + 2], W_KFE[..., D + 2] = margin_KB * ROUND_UP, W_KFD.norm(dim=2) * ROUND_UP
     W_GD, b_G = W_KFD.flatten(0, 1), b_KF.flatten()
 
     def find(low: int, high: int) -> tuple[np.ndarray, Values]:
@@ -144,16 +156,12 @@ def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
     return find
 
 
-def _rounded(name: str, full_KND: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
-    """bf16 rows with room for four columns; the lengths of what rounding lost, and of the rows."""
+def _rounded(name: str, full_KND: Tensor, memory: Memory) -> Tensor:
+    """Rows in bf16 with room for three columns, and one of zeros: even widths are faster."""
     K, N, D = full_KND.shape
     half_KNE = memory(name, (K, N, D + 4), torch.bfloat16)
-    half_KNE[..., :D] = full_KND
-    lost_KND = memory("lost", (K, N, D), torch.float32)
-    lost_KND.copy_(half_KNE[..., :D]).sub_(full_KND)  # faster than one operation on two dtypes
-    length_KN = full_KND.norm(dim=2) * ROUND_UP
-    # what a sum of D terms in fp32 may lose is counted with it
-    return half_KNE, lost_KND.norm(dim=2) * ROUND_UP + length_KN * (D * 2.0**-23), length_KN
+    half_KNE[..., :D], half_KNE[..., D + 3] = full_KND, 0
+    return half_KNE
 
 
 def _positive(z_KBF: Tensor, memory: Memory) -> np.ndarray:

@@ -28,7 +28,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from saelearn.encoders import ENCODERS, Active, Find, Memory, active_entries, few
+from saelearn.encoders import Active, Memory, active_entries, few
 from saelearn.sae import SAE, Loss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -144,22 +144,21 @@ class Kernel:
         given = (sae, input_KBD, after_K1D, price_KF)
         if self.precision != "fp32" or input_KBD.device.type != "cpu" or not self.plan.sparse_below:
             return self._dense_parts(*given)
-        find = self._find(sae, input_KBD)
-        few_K = few(find, input_KBD, sae.b_enc_KF, limit=self.plan.sparse_below)
+        limit = self.plan.sparse_below
+        few_K = few(input_KBD, sae.W_enc_KFD, sae.b_enc_KF, limit=limit)
+        if few_K.all():
+            return self._sparse_parts(*given)
         if not few_K.any():
             return self._dense_parts(*given)
-        if few_K.all():
-            return _sparse(*given, active_entries(find, input_KBD, sae.b_enc_KF))
-        dense = self._dense_parts(*_some(~few_K, *given))
-        given = _some(few_K, *given)
-        active = active_entries(self._find(*given[:2]), given[1], given[0].b_enc_KF)
         place_K = torch.cat([few_K.nonzero(), (~few_K).nonzero()])[:, 0].argsort()
-        both = zip(_sparse(*given, active), dense, strict=True)
+        sparse = self._sparse_parts(*_some(few_K, *given))
+        both = zip(sparse, self._dense_parts(*_some(~few_K, *given)), strict=True)
         return Parts(*(torch.cat(parts)[place_K] for parts in both))
 
-    def _find(self, sae: Stack, input_KBD: Tensor) -> Find:
-        encoder = ENCODERS[self.plan.encoder]
-        return encoder(input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._memory)
+    def _sparse_parts(self, sae: Stack, input_KBD: Tensor, *others: Tensor) -> Parts:
+        encoded = input_KBD, sae.W_enc_KFD, sae.b_enc_KF
+        active = active_entries(self.plan.encoder, *encoded, self._memory)
+        return _sparse(sae, input_KBD, *others, active)
 
     def _dense_parts(self, *given) -> Parts:
         # on a GPU the allocator keeps memory by itself

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from saelearn import kernels, tuning
+from saelearn import tuning
 from saelearn.kernels import Plan
 
 
@@ -55,13 +55,13 @@ def test_an_encoder_that_fails_or_errs_is_out_of_the_running(monkeypatch):
         raise RuntimeError("not in this build")
 
     def empty(x_KBD, W_KFD, b_KF, memory):
-        find = kernels.ENCODERS["plain"](x_KBD, W_KFD, b_KF + -100.0, memory)
+        find = tuning.ENCODERS["plain"](x_KBD, W_KFD, b_KF + -100.0, memory)
         return find
 
-    monkeypatch.setitem(kernels.ENCODERS, "onednn", failing)
-    monkeypatch.setitem(kernels.ENCODERS, "screen", empty)
+    monkeypatch.setitem(tuning.ENCODERS, "onednn", failing)
+    monkeypatch.setitem(tuning.ENCODERS, "screen", empty)
     assert tuning.measure(64, 16, 64).encoder == "plain"
-    monkeypatch.setitem(kernels.ENCODERS, "plain", failing)
+    monkeypatch.setitem(tuning.ENCODERS, "plain", failing)
     assert tuning.measure(64, 16, 64) == Plan("plain", 0.0)  # dense always works
 
 
