@@ -70,7 +70,8 @@ def student(arguments: argparse.Namespace) -> None:
     from saelearn import course
 
     written = course.write_student(arguments.out)
-    print(f"{len(written)} lessons without solutions are in {arguments.out}")
+    n = sum(path.suffix == ".ipynb" for path in written)
+    print(f"{n} lessons without solutions are in {arguments.out}")
 
 
 def doctor(arguments: argparse.Namespace) -> int:

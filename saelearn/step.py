@@ -57,6 +57,8 @@ def constrain_(sae: Stack, gradient: Stack, *, decoder_norm: str, clip_norm: flo
     lengths = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradient]
     length_K = torch.linalg.vector_norm(torch.stack(lengths), dim=0)
     factor_K = (clip_norm / (length_K + 1e-6)).clamp(max=1.0)
+    if factor_K.device.type == "cpu" and factor_K.min() == 1:  # a GPU would have to be waited for
+        return
     for slope in gradient:
         slope.mul_(factor_K.view(-1, *[1] * (slope.ndim - 1)))
 

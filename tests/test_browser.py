@@ -297,3 +297,67 @@ def test_the_sparsity_dial_retrains_live_in_a_browser(lesson_02, tmp_path):
     page.evaluate(DARK)
     page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
     page.screenshot(path=tmp_path / "dark.png")
+
+
+class ConsoleEyes:
+    """What a reader sees of the steering console."""
+
+    def __init__(self, page: Any):
+        self.page = page
+        self.cell = page.locator(".jp-Cell", has=page.locator("table.steering-console"))
+
+    def handle(self) -> Any:
+        return self.cell.locator(".widget-slider .noUi-handle")
+
+    def readout(self) -> str:
+        return self.cell.locator(".widget-slider .widget-readout").inner_text()
+
+    def rows(self) -> dict[str, int]:
+        """Title of a row -> how many texts speak of the thing."""
+        # in one go: the table may be exchanged between two looks
+        found = self.cell.locator("table.steering-console").evaluate(
+            """table => [...table.querySelectorAll('tr')].slice(1).map(row => [
+                row.querySelector('th').innerText,
+                row.querySelector('[data-number=mentions]').innerText,
+            ])"""
+        )
+        return {title: int(text.split(" of ")[0]) for title, text in found}
+
+    def marked(self) -> int:
+        """How often the thing is marked in the left column of texts."""
+        left = self.cell.locator("table:not(.steering-console) td:nth-child(1) b")
+        return left.count()
+
+
+def test_the_steering_console_in_a_browser(tmp_path, jupyterlab, chromium_path):
+    lesson = ("00_start_here.ipynb", "table.steering-console")
+    with opened(*lesson, tmp_path / "lessons", jupyterlab, chromium_path) as page:
+        eyes = ConsoleEyes(page)
+
+        def seen() -> int:
+            # late outputs above push the cell out of sight, and such cells are taken away
+            page.evaluate(SHOW_CELL, "the_console =")
+            return eyes.cell.locator("table.steering-console").count()
+
+        eventually(seen, lambda count: count == 1, seconds=120)
+        assert eyes.readout() == "0"
+        assert eyes.rows().keys() == {
+            "golden retriever, strength 0",
+            "random direction, strength 0",
+        }
+        page.screenshot(path=tmp_path / "plain.png")
+        pull(page, eyes.handle(), 600)
+        eventually(eyes.readout, lambda text: text == "1.6")
+        for _ in range(3):
+            eyes.handle().press("ArrowLeft")
+        rows = eventually(eyes.rows, lambda rows: "golden retriever, strength 1.3" in rows)
+        toward, control = rows.values()
+        assert toward > 0.6 * 32 > control + 6
+        assert eventually(eyes.marked, lambda count: count >= 2) >= 2
+        page.screenshot(path=tmp_path / "pushed.png")
+        page.get_by_role("button", name="other texts").click()
+        page.evaluate(DARK)
+        page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+        eventually(seen, lambda count: count == 1)
+        page.screenshot(path=tmp_path / "dark.png")
+        assert page.locator(".jp-RenderedText[data-mime-type*='stderr']").count() == 0

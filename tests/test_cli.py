@@ -56,7 +56,7 @@ def test_student(tmp_path):
     done = run("student", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == [path.name for path in course.lessons()]
+    assert written == sorted(path.name for path in course.lessons() + course.pages())
 
 
 def test_a_refusal_is_three_lines_and_not_a_traceback(tmp_path):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from saelearn import dial, toy
+from saelearn import dial, tiny, toy
+from saelearn.console import Written
 from saelearn.errors import Refusal
-from saelearn.widgets import L1Dial, ToyDial
+from saelearn.widgets import L1Dial, SteeringConsole, ToyDial
 from saelearn.widgets.l1_dial import table
 
 
@@ -249,3 +250,119 @@ def test_the_sparsity_dial_retrains_in_well_under_a_second():
         the_dial.wait(60)
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.6, "0.1 s of an idle core"
+
+
+class Writer:
+    """Stands in for a console: what it writes says with what it was asked."""
+
+    name = "golden_retriever"
+
+    def __init__(self, wait=lambda: None):
+        self.directions = dict.fromkeys(["golden retriever", "random direction"])
+        self.wait, self.calls = wait, []
+
+    def write(self, title: str, strength: float, *, seed: int) -> Written:
+        self.calls.append((title, strength, seed))
+        self.wait()
+        if strength == 1.6:
+            raise Refusal("a finite push", "nan at <step> 3", "push less")
+        texts = [f"text {i} <{title}> at {strength:g}, seed {seed}" for i in range(8)]
+        texts[0] += f" the {tiny.MENTIONS[self.name][0]} barked"
+        return Written(texts, [strength >= 1 and i < 6 for i in range(8)], 1 - strength / 4)
+
+
+def console_rows(the_console: SteeringConsole) -> dict[str, dict[str, str]]:
+    """The rows of numbers, by title."""
+    lines = re.findall(r"<tr>.*?</tr>", the_console.table.value)
+    named = {re.search(r'scope="row"[^>]*>([^<]+)<', line)[1]: line for line in lines}
+    found = r'data-number="(\w+)"[^>]*>([^<]+)<'
+    return {name: dict(re.findall(found, line)) for name, line in named.items()}
+
+
+def test_the_steering_console_follows_its_slider():
+    the_console = SteeringConsole(Writer())
+    assert the_console.slider.options[the_console.slider.index][0] == "0"
+    the_console.slider.value = 1.0
+    the_console.wait(30)
+    rows = console_rows(the_console)
+    assert rows == {
+        "golden retriever, strength 1": {"mentions": "6 of 8", "validity": "75%"},
+        "random direction, strength 1": {"mentions": "6 of 8", "validity": "75%"},
+    }
+    shown = the_console.texts.value
+    assert shown.count("at 1, seed 1") == 8, "four texts in each of two columns"
+    assert "text 4" not in shown, "always the first ones"
+    assert "&lt;golden retriever&gt;" not in shown, "the phrase is marked"
+    assert "&lt;random direction&gt;" in shown
+    assert re.search(r"<b [^>]*>golden retriever</b> barked", shown)
+    assert "control: random direction" in shown
+
+
+def test_the_steering_console_shows_numbers_and_is_announced():
+    the_console = SteeringConsole(Writer(), start=0.72)
+    assert the_console.slider.readout
+    assert the_console.slider.label == "0.7"
+    assert the_console.slider.description
+    assert the_console.button.description
+    assert 'aria-live="polite"' in the_console.table.value
+
+
+def test_the_button_draws_other_texts_and_what_was_written_is_remembered():
+    writer = Writer()
+    the_console = SteeringConsole(writer)
+    the_console.button.click()
+    the_console.wait(30)
+    assert "at 0, seed 2" in the_console.texts.value
+    the_console.slider.value = 0.5
+    the_console.wait(30)
+    before = len(writer.calls)
+    the_console.slider.value = 0.0
+    the_console.wait(30)
+    assert "at 0, seed 2" in the_console.texts.value
+    assert len(writer.calls) == before, "not written twice"
+
+
+def test_while_it_writes_the_console_takes_only_the_latest_setting():
+    go_on, started = threading.Event(), threading.Event()
+    go_on.set()
+
+    def wait():
+        started.set()
+        assert go_on.wait(30)
+
+    writer = Writer(wait)
+    the_console = SteeringConsole(writer)
+    go_on.clear()
+    started.clear()
+    the_console.slider.value = 0.5
+    assert started.wait(30)
+    for strength in (0.6, 0.7, 1.2):  # the slider is free meanwhile
+        the_console.slider.value = strength
+    go_on.set()
+    the_console.wait(30)
+    assert sorted({strength for _, strength, _ in writer.calls}) == [0, 0.5, 1.2]
+    assert "golden retriever, strength 1.2" in console_rows(the_console)
+
+
+def test_what_goes_wrong_in_the_console_is_shown_and_it_goes_on():
+    the_console = SteeringConsole(Writer())
+    the_console.slider.value = 1.6
+    the_console.wait(30)
+    assert "writing failed: Refusal" in the_console.message.value
+    assert "&lt;step&gt;" in the_console.message.value
+    the_console.slider.value = 0.2
+    the_console.wait(30)
+    assert not the_console.message.value
+    assert "golden retriever, strength 0.2" in console_rows(the_console)
+
+
+def test_the_console_answers_within_a_second_and_steers():
+    """The real thing: its model, its feature."""
+    the_console = SteeringConsole()
+    start = time.process_time()
+    the_console.slider.value = 1.3
+    the_console.wait(60)
+    assert time.process_time() - start < 2, "0.3 s of an idle core"
+    toward, control = console_rows(the_console).values()
+    said, by_chance = (int(row["mentions"].split(" of ")[0]) for row in (toward, control))
+    assert said > 0.6 * 32 > by_chance + 6
