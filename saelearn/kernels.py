@@ -11,9 +11,8 @@ input = x - b_dec and the price p_f = l1_coefficient ||W_dec_f|| / B of a featur
 and everything but the search for the active entries (`encoders`) can be done at these alone. Loss
 and gradient are the same up to rounding: tests compare them with float64 autograd. Lesson 07.
 
-K SAEs on the same data are one wide SAE with K blocks, so a sweep runs through the same lines; a
-single SAE is K = 1. Shapes: B batch, D width, F features each, G = K F in all, A active entries,
-R = K B rows, one for each SAE and sample.
+A sweep of K SAEs on the same data runs through the same lines; a single one is K = 1. Shapes: B
+batch, D width, F features each, G = K F in all, A active entries, R = K B rows.
 """
 
 from __future__ import annotations
@@ -99,13 +98,9 @@ class Kernel:
         Returns:
             the loss, and `count_F`: in how many rows of the batch each feature was active.
         """
-        loss, count_KF, gradient = self.stacked(
-            Stack.of(sae),
-            x_BD,
-            l1_K=torch.full((1,), float(l1_coefficient), device=x_BD.device),
-            decoder_norm=decoder_norm,
-            centred=sae.apply_b_dec_to_input,
-        )
+        l1_K = torch.full((1,), float(l1_coefficient), device=x_BD.device)
+        settings = {"decoder_norm": decoder_norm, "centred": sae.apply_b_dec_to_input}
+        loss, count_KF, gradient = self.stacked(Stack.of(sae), x_BD, l1_K=l1_K, **settings)
         sae.W_enc.grad = _laid_out_as(sae.W_enc, gradient.W_enc_KFD[0].T)
         sae.b_enc.grad, sae.W_dec.grad, sae.b_dec.grad = (g[0] for g in gradient[1:])
         return Loss(*(term[0] for term in loss)), count_KF[0]
@@ -122,10 +117,10 @@ class Kernel:
         B, norm_KF = len(x_BD), sae.W_dec_KFD.norm(dim=2)
         weight_KF = norm_KF if decoder_norm == "weighted" else torch.ones_like(norm_KF)
         price_KF = weight_KF * (l1_K[:, None] / B)
-        before_K1D = sae.b_dec_KD[:, None] * (1.0 if centred else 0.0)
-        after_K1D = sae.b_dec_KD[:, None] - before_K1D  # e = f W_dec + after - input
-        input_KBD = x_BD - before_K1D
-        parts = self._parts(sae, input_KBD, after_K1D, price_KF)
+        b_dec_K1D = sae.b_dec_KD[:, None]
+        input_KBD = x_BD - b_dec_K1D if centred else x_BD.expand(len(norm_KF), -1, -1)
+        target_KBD = input_KBD if centred else x_BD - b_dec_K1D  # of f W_dec
+        parts = self._parts(sae, input_KBD, target_KBD, price_KF)
         d_b_dec_KD = parts.error_KBD.sum(1) * (2 / B)
         if centred:  # the way through the encoder: one matrix-vector product
             d_b_dec_KD -= torch.bmm(parts.b_enc_KF[:, None], sae.W_enc_KFD)[:, 0]
@@ -139,9 +134,9 @@ class Kernel:
         gradient = Stack(parts.W_enc_KFD, parts.b_enc_KF, parts.W_dec_KFD, d_b_dec_KD)
         return loss, parts.count_KF, gradient
 
-    def _parts(self, sae: Stack, input_KBD: Tensor, after_K1D: Tensor, price_KF: Tensor) -> Parts:
+    def _parts(self, sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor) -> Parts:
         """Each SAE goes its own way: what one does never depends on its neighbours."""
-        given = (sae, input_KBD, after_K1D, price_KF)
+        given = (sae, input_KBD, target_KBD, price_KF)
         if self.precision != "fp32" or input_KBD.device.type != "cpu" or not self.plan.sparse_below:
             return self._dense_parts(*given)
         limit = self.plan.sparse_below
@@ -171,7 +166,7 @@ def _some(chosen_K: Tensor, sae: Stack, *others: Tensor) -> tuple[Stack, *tuple[
 
 
 def _dense(
-    sae: Stack, input_KBD: Tensor, after_K1D: Tensor, price_KF: Tensor,
+    sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor,
     dtype: torch.dtype, memory: Memory | None,
 ) -> Parts:  # fmt: skip
     """By full products, in `dtype`."""
@@ -183,7 +178,7 @@ def _dense(
     x_KBD, W_enc_KFD, W_dec_KFD = (t.to(dtype) for t in (input_KBD, sae.W_enc_KFD, sae.W_dec_KFD))
     bias_K1F, price_K1F = (t[:, None].to(dtype) for t in (sae.b_enc_KF, price_KF))
     f_KBF = torch.baddbmm(bias_K1F, x_KBD, W_enc_KFD.mT, out=room("f")).relu_()
-    error_KBD = torch.bmm(f_KBF, W_dec_KFD).float().add_(after_K1D).sub_(input_KBD)
+    error_KBD = torch.bmm(f_KBF, W_dec_KFD).float() - target_KBD
     slope_KBD = (error_KBD * (2 / input_KBD.shape[1])).to(dtype)
     d_f_KBF = torch.baddbmm(price_K1F, slope_KBD, W_dec_KFD.mT, out=room("d_f"))
     torch.ops.aten.threshold_backward.grad_input(d_f_KBF, f_KBF, 0, grad_input=d_f_KBF)
@@ -195,7 +190,7 @@ def _dense(
 
 
 def _sparse(
-    sae: Stack, input_KBD: Tensor, after_K1D: Tensor, price_KF: Tensor, active: Active
+    sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor, active: Active
 ) -> Parts:
     """At the active entries alone.
 
@@ -214,7 +209,7 @@ def _sparse(
         torch.from_numpy(g_A), W_dec_GD, torch.from_numpy(starts_R[:-1]),
         mode="sum", per_sample_weights=active.value_A,
     )  # fmt: skip
-    error_KBD = error_RD.view(K, B, D).add_(after_K1D).sub_(input_KBD)
+    error_KBD = error_RD.view(K, B, D).sub_(target_KBD)
     # from sample by sample to feature by feature
     positions_A = np.arange(len(g_A), dtype=np.int32)
     by_feature = csr_matrix((positions_A, g_A, starts_R), shape=(K * B, K * F)).tocsc()

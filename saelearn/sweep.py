@@ -134,7 +134,7 @@ def _train(
         for i in range(steps):
             if stop.requested:
                 break
-            x_BD = next(feed) * scale
+            x_BD = next(feed) if scale == 1 else next(feed) * scale
             rise = l1_factor(i, steps, warmup=l1_warmup)
             loss, count_KF = several.step(
                 x_BD,

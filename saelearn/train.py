@@ -120,7 +120,7 @@ def train(
         keeper.save(state, feed, plan)
         with contextlib.suppress(KeyboardInterrupt):
             while state.step < steps and not kernel.stop_now():
-                x_BD = next(feed) * state.scale
+                x_BD = next(feed) if state.scale == 1 else next(feed) * state.scale
                 i, state.whole = state.step, False
                 for group in state.optimizer.param_groups:
                     group["lr"] = lr * lr_factor(i, steps, warmup=lr_warmup, decay=lr_decay)
