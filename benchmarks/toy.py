@@ -139,7 +139,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object (else a table)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200, help="in each timed run")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=600,
+        help="in each timed run; `train_toy` takes 2,000 by itself",
+    )
     parser.add_argument("--loss-steps", type=int, default=1000, help="0: do not compare losses")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
