@@ -31,13 +31,12 @@ def encode_decode(encode: Callable, decode: Callable) -> None:
         h_BH,
         right,
         {
-            "encode: take the mean out first: (x_BD - mean_D) goes into the product.": (
-                x_BD @ W_enc_DH
-            ),
-            "encode: the mean is subtracted here; decode will add it again.": (
-                (x_BD + mean_D) @ W_enc_DH
-            ),
+            "encode: take the mean out first: (x_BD - mean_D) is multiplied.": x_BD @ W_enc_DH,
+            "encode: the mean is subtracted here; decode adds it.": (x_BD + mean_D) @ W_enc_DH,
             "encode: no ReLU in this lesson's first half; a code may be negative.": right.relu(),
+            "encode: the mean is handed in as mean_D; do not take that of the batch.": (
+                (x_BD - x_BD.mean(0)) @ W_enc_DH
+            ),
         },
         "encode: the shape is right, the numbers are not: (x - mean) times W_enc.",
         atol=1e-5,
@@ -49,9 +48,7 @@ def encode_decode(encode: Callable, decode: Callable) -> None:
         x_hat_BD,
         right @ W_dec_HD + mean_D,
         {
-            "decode: what encode took out has to come back: + mean_D at the end.": (
-                right @ W_dec_HD
-            ),
+            "decode: what encode took out has to come back: + mean_D.": right @ W_dec_HD,
             "decode: the mean is added, after the product.": right @ W_dec_HD - mean_D,
         },
         "decode: the shape is right, the numbers are not: h times W_dec, plus the mean.",
@@ -67,22 +64,23 @@ def loss(reconstruction_loss: Callable) -> None:
     """`reconstruction_loss(x_BD, x_hat_BD)` -> one number."""
     draw = torch.Generator().manual_seed(22)
     x_BD, x_hat_BD = torch.randn(2, 7, 4, generator=draw)
-    got = need_shape(call(reconstruction_loss, x_BD, x_hat_BD), (), "the loss")
+    hint = "One number: the mean over the rows comes last."
+    got = need_shape(call(reconstruction_loss, x_BD, x_hat_BD), (), "the loss", hint)
     error_BD = x_BD - x_hat_BD
     square_B = error_BD.square().sum(1)
     diagnose(
         got,
         square_B.mean(),
         {
-            "this is averaged over the 4 numbers of a row too; sum over them.": (
-                error_BD.square().mean()
-            ),
-            "this is summed over the batch, so it grows with its size: take the mean over rows.": (
-                square_B.sum()
-            ),
+            "averaged over the 4 numbers of a row too; sum over them.": error_BD.square().mean(),
+            "summed over the batch, so it grows with its size: mean over rows.": square_B.sum(),
             "square the errors; without it too high and too low cancel.": error_BD.sum(1).mean(),
             "square the errors; absolute values are another loss.": error_BD.abs().sum(1).mean(),
             "no root: the squares themselves are added up.": square_B.sqrt().mean(),
+            "no root at the end either: the mean of the sums as it is.": square_B.mean().sqrt(),
+            "summed over the rows, averaged over a row's numbers: the other way round.": (
+                error_BD.square().sum(0).mean()
+            ),
             "that squares the sum of a row's errors: square each error first.": (
                 error_BD.sum(1).square().mean()
             ),
@@ -191,9 +189,10 @@ def remix(mixed: Callable) -> None:
         if close(dec_HD, W_dec_HD, rtol=1e-3) or close(enc_DH, W_enc_DH, rtol=1e-3):
             raise Mistake("only one of the two is mixed; what M does, the other has to undo")
         raise Mistake("the product W_enc W_dec has changed: put M inv(M) between the two")
-    for expected in (inverse_HH @ W_dec_HD, M_HH @ W_dec_HD):
-        if close(dec_HD, expected, rtol=1e-3, atol=1e-4):
-            return
+    if close(dec_HD, inverse_HH @ W_dec_HD, rtol=1e-3, atol=1e-4):
+        return
+    if close(dec_HD, M_HH @ W_dec_HD, rtol=1e-3, atol=1e-4):
+        raise Mistake("nearly: this code is h inv(M). For h M let the two change places")
     if close(dec_HD, W_dec_HD, rtol=1e-3):
         raise Mistake("nothing has been mixed: the code should be h M instead of h")
     raise Mistake("the product is the same, but the mixing is not that by M")
@@ -249,6 +248,8 @@ def guess_lost(guess: Any, measured: float) -> Verdict:
 
     def answer(guess: Any) -> str:
         share = float(guess) / (100 if float(guess) > 1 else 1)
+        if not 0 <= share <= 1:
+            raise ValueError(guess)
         said = f"you said {share:.0%}, it is {measured:.0%}. "
         if abs(share - measured) < 0.06:
             return said + "Well guessed!"

@@ -101,12 +101,14 @@ def model(reconstruct: Callable) -> None:
     b_G = torch.randn(5, generator=generator) / 2
     before_BG = f_BG @ W_GD @ W_GD.T
     right = (before_BG + b_G).relu()
-    got = need_shape(
-        call(reconstruct, f_BG, W_GD, b_G),
-        (6, 5),
-        "the reconstruction",
-        "Rows of W are features: f @ W goes down, @ W.T comes back.",
-    )
+    rows = "Rows of W are features: f @ W goes down, @ W.T comes back."
+    try:
+        answer = call(reconstruct, f_BG, W_GD, b_G)
+    except RuntimeError as error:  # the equation typed as it stands, with W where W.T belongs
+        if "shapes" not in str(error):
+            raise
+        raise Mistake(f"torch says: {error}. {rows}") from error
+    got = need_shape(answer, (6, 5), "the reconstruction", rows)
     wrong = {
         "the ReLU is missing": before_BG + b_G,
         "the bias is missing": before_BG.relu(),
@@ -262,7 +264,7 @@ def superposed(is_superposed: Callable) -> None:
 def bug(wrong_line: str) -> None:
     """`wrong_line`: the name of the model that is called superposed, and is not."""
     if not isinstance(wrong_line, str):
-        raise Mistake(f"the model's name as text is needed, not a {type(wrong_line).__name__}")
+        raise Mistake(f"the model's name as text is needed, but this is {wrong_line!r}")
     name = " ".join(wrong_line.lower().replace(",", " ").replace(":", " ").split())
     if name in ("", "..."):
         raise NotImplementedError
@@ -278,7 +280,8 @@ def bug(wrong_line: str) -> None:
 def cost(cost_of_dropping: Callable) -> None:
     """`cost_of_dropping(p_G, importance_G)` -> expected weighted squared error of each, `[G]`."""
     p_G, importance_G = torch.tensor([0.5, 0.1, 1e-3]), torch.tensor([1.0, 3.0, 50.0])
-    got = need_shape(call(cost_of_dropping, p_G, importance_G), (3,), "the cost")
+    each = "One number for each feature, no sum over them."
+    got = need_shape(call(cost_of_dropping, p_G, importance_G), (3,), "the cost", each)
     right = importance_G * p_G / 3
     wrong = {
         "the mean of a square is not the square of the mean: E[f^2] = 1/3, not 1/4": (

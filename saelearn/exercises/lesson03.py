@@ -46,14 +46,15 @@ def shortest_code(guess: Any) -> None:
     """How many of the 64 numbers of the least-squares code are not 0."""
     if isinstance(guess, str) and guess.strip().lower() in ("all", "all 64", "all of them"):
         return
-    number = as_tensor(guess, "your guess")
-    if number.numel() != 1:
+    if isinstance(guess, bool | str) or as_tensor(guess, "your guess").numel() != 1:
         raise Mistake("one number is asked for: how many of the 64 are not zero")
-    number = float(number)
+    number = float(as_tensor(guess, "your guess"))
     if number == 64:
         return
     if not 0 <= number <= 64:
         raise Mistake("there are 64 numbers in a code, so the answer lies between 0 and 64")
+    if number == 0:
+        raise Mistake("a code of zeros gives x = 0: something must be on. And the shortest code?")
     if number <= 5:
         raise Mistake(
             "that would be the truth, but who tells the method? Being short is another wish than "
@@ -139,6 +140,8 @@ def ista_step(step: Callable) -> None:
         "the old code is lost: the step starts from f_BF.": _soft(pull_BF / c, t),
         "codes may be negative here; use the soft threshold, not ReLU.": (downhill_BF - t).relu(),
         "threshold last: first the step, then the threshold.": _soft(f_BF, t) + pull_BF / c,
+        "the threshold cuts the whole new code, f and step together.": f_BF + _soft(pull_BF / c, t),
+        "l1 / 2 * c multiplies by c; write l1 / (2 * c).": _soft(downhill_BF, l1 / 2 * c),
     }
     otherwise = "compare with soft(f + (x - f W) W^T / c, λ / (2c)), term by term."
     diagnose(new_BF, _soft(downhill_BF, t), wrong, otherwise, atol=1e-5)
@@ -172,6 +175,9 @@ def dictionary_step(step: Callable) -> None:
         "sum of f².": _unit(W_FD + move_FD / len(x_BD)),
         "use is the sum of f², not of |f|: units must cancel.": (
             _unit(W_FD + move_FD / f_BF.abs().sum(0)[:, None])
+        ),
+        "use is the sum of f², not of f: signs would cancel.": (
+            _unit(W_FD + move_FD / f_BF.sum(0).clamp(min=1e-12)[:, None])
         ),
         "the rate is missing.": _unit(W_FD + move_FD / rate / used_F1),
         "atoms should follow the residual x - f W, not x.": (

@@ -5,7 +5,6 @@ Shapes: B batch, D activation width, F features, K ingredients.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -24,13 +23,15 @@ from saelearn.exercises import (
     need_shape,
 )
 
+ONE = "One number: average over the rows."
 Replies = tuple[tuple[float, str], ...]  # a guess above the number gets the reply
 
 FOUND: Replies = (
     (62, "nearly, but not all: a few rows end up between two planted directions."),
     (48, "well judged: most, and not all."),
     (32, "more than there are dimensions, you said, rightly; it is more still."),
-    (-1, "so many a matrix alone could tell apart. ReLU and sparsity get much further."),
+    (31, "so many a matrix alone could tell apart. ReLU and sparsity get much further."),
+    (-1, "more: a matrix alone could tell 32 apart, and ReLU and sparsity get further."),
 )
 COSINE: Replies = (
     (0.95, "they began equal, and nothing forbade it; yet training turned them apart."),
@@ -120,14 +121,19 @@ def loss(function: Callable) -> None:
     draw = torch.Generator().manual_seed(42)
     x_BD, x_hat_BD = torch.randn(8, 3, generator=draw), torch.randn(8, 3, generator=draw)
     c_BF, alpha = torch.randn(8, 5, generator=draw).relu(), 0.7
-    total = need_shape(call(function, x_BD, x_hat_BD, c_BF, alpha), (), "the loss")
+    total = need_shape(call(function, x_BD, x_hat_BD, c_BF, alpha), (), "the loss", ONE)
     error_B, price_B = (x_BD - x_hat_BD).square().sum(1), c_BF.sum(1)
     error, price = error_B.mean(), alpha * price_B.mean()
     counted = alpha * (c_BF > 0).sum(1).double().mean()
     wrong = {
         "the little 2 at the top squares the length: no root.": error_B.sqrt().mean() + price,
         "the error is averaged over D: a squared length is a sum over D.": error / 3 + price,
+        "both are means over a row: sum over D and F, mean over B.": error / 3 + price / 5,
         "that counts the active features: this is L0. L1 is their sum.": error + counted,
+        "squared activations: L1 adds them up as they are.": error
+        + alpha * (c_BF**2).sum(1).mean(),
+        "the price is missing: add alpha times the mean of ||c||₁.": error,
+        "a price is added: the loss is what should become small.": error - price,
         "that is c's length, its L2 norm: L1 is the sum.": error + alpha * c_BF.norm(dim=1).mean(),
         "the price is a mean over features: sum over F, mean over B.": error + alpha * c_BF.mean(),
         "the price is summed over the batch: take means over it.": error + alpha * c_BF.sum(),
@@ -177,7 +183,7 @@ def _steps(start: Tensor, x_SBD: Tensor, *, forget: bool = True, keep: bool = Tr
 
 def _judge_step(M_FD: Tensor, b_F: Tensor, first: Tensor, right: tuple, start: Tensor) -> None:
     if close(M_FD, start) and not b_F.any():
-        raise Mistake("nothing moved: backward computes the slopes, optimizer.step() walks.")
+        raise Mistake("nothing moved: zero_grad(), then backward(), then optimizer.step() walks.")
     if not close(first, right[2], rtol=1e-4):
         raise Mistake("the loss is not that of exercise 4.2 for this batch.")
     if close(M_FD, right[0], atol=1e-5) and close(b_F, right[1], atol=1e-5):
@@ -188,7 +194,7 @@ def _judge_step(M_FD: Tensor, b_F: Tensor, first: Tensor, right: tuple, start: T
     if close(M_FD.detach().norm(), 1.0):
         raise Mistake("the whole matrix has length 1; each row should: dim=1, keepdim=True.")
     if not close(length_F, torch.ones(len(length_F)), atol=1e-5):
-        raise Mistake("rows are not of length 1 after the step: divide each by its own length.")
+        raise Mistake("rows are not of length 1: divide each by its own length, in place: M /= ...")
     raise Mistake("rows have length 1, but they are not where one step leads to.")
 
 
@@ -198,9 +204,8 @@ def _judge_step(M_FD: Tensor, b_F: Tensor, first: Tensor, right: tuple, start: T
 )
 def translation(function: Callable) -> None:
     """`translate(encoder, decoder)` gives W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D]."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(45)
-        encoder, decoder, x_BD = nn.Linear(3, 7), nn.Linear(7, 3), torch.randn(20, 3)
+    torch.manual_seed(45)  # the reader's draws are kept: `exercise` forks the generator
+    encoder, decoder, x_BD = nn.Linear(3, 7), nn.Linear(7, 3), torch.randn(20, 3)
     result = call(function, encoder, decoder)
     if not isinstance(result, tuple | list) or len(result) != 4:
         raise Mistake("four tensors are to be returned: W_enc_DF, b_enc_F, W_dec_FD, b_dec_D")
@@ -212,11 +217,9 @@ def translation(function: Callable) -> None:
     x_BD, shift_F = x_BD.double(), decoder.bias.double() @ encoder.weight.double().T
     right_BF = x_BD @ encoder.weight.double().T + encoder.bias.double()
     received_BF = (x_BD - b_dec_D) @ W_enc_DF + b_enc_F
-    lost_BF = right_BF - encoder.bias.double()
+    lost_BF, short_BF = right_BF - encoder.bias.double(), right_BF - shift_F
     wrong = {
-        "b_enc: the pre-bias form takes b_dec away first; b_enc has to give it back.": (
-            right_BF - shift_F
-        ).relu(),
+        "b_enc: the pre-bias form takes b_dec away; b_enc has to give it back.": short_BF.relu(),
         "b_enc: the right correction with the wrong sign.": (right_BF - 2 * shift_F).relu(),
         "b_enc: the encoder's own bias got lost.": lost_BF.relu(),
     }
@@ -240,7 +243,7 @@ def mended_loss(function: Callable) -> None:
     before_BF = x_BD @ M_FD.T + b_F
     c_BF = before_BF.relu()
     error, price = (x_BD - c_BF @ M_FD).square().sum(1).mean(), c_BF.sum(1).mean()
-    total = need_shape(call(function, x_BD, M_FD, b_F, l1), (), "the loss")
+    total = need_shape(call(function, x_BD, M_FD, b_F, l1), (), "the loss", ONE)
     raw, rebuilt = before_BF.abs().sum(1).mean(), (c_BF @ M_FD).abs().sum(1).mean()
     both, decay = price + M_FD.abs().sum(), M_FD.square().sum()
     wrong = {
@@ -252,6 +255,8 @@ def mended_loss(function: Callable) -> None:
         "sum over the batch: the price should be a mean over it.": error + l1 * c_BF.sum(),
         "mean over the features too: sum over F, mean over B.": error + l1 * c_BF.mean(),
         "the coefficient is missing.": error + price,
+        "the price is gone altogether; it belongs on the code c.": error,
+        "a bias is a weight too: the price belongs on the code c.": error + l1 * b_F.abs().sum(),
     }
     otherwise = "not the mean squared length of the error plus l1_coefficient times mean Σ c."
     diagnose(total, error + l1 * price, wrong, otherwise)
@@ -268,24 +273,19 @@ def ingredients(function: Callable) -> None:
     result = call(function, f_F, W_dec_FD, 3)
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise Mistake("two things are to be returned: which features, and what each adds")
-    which_K = need_shape(result[0], (3,), "the list of features").long().tolist()
-    if which_K != [3, 4, 1]:
-        with contextlib.suppress(KeyError):
-            raise Mistake(_WRONG_ORDER[tuple(which_K)])
-        raise Mistake("not the three strongest features, strongest first.")
-    parts_KD = need_shape(result[1], (3, 6), "the parts")
-    rows_KD = W_dec_FD[which_K]
-    diagnose(
-        parts_KD,
-        f_F[which_K, None] * rows_KD,
-        {
-            "these are the rows; how much of each? Multiply by its activation.": rows_KD,
-            "those are columns of W_dec; what feature i writes is row i.": (
-                f_F[which_K, None] * W_dec_FD.T[which_K]
-            ),
-        },
-        "a part is the feature's activation times its row of W_dec.",
-    )
+    which_K = need_shape(result[0], (3,), "the list of features").tolist()
+    if close(which_K, f_F.topk(3).values):
+        raise Mistake("these are the activations; their numbers are asked for: topk's indices.")
+    if which_K != (strongest := [3, 4, 1]):
+        raise Mistake(_WRONG_ORDER.get(tuple(which_K), "not the three strongest, strongest first."))
+    parts_KD = need_shape(result[1], (3, 6), "the table of parts", "One row for each feature.")
+    f_K1, rows_KD = f_F[strongest, None], W_dec_FD[strongest]
+    wrong = {
+        "these are the rows; how much of each? Multiply by its activation.": rows_KD,
+        "those are columns of W_dec; what i writes is row i.": f_K1 * W_dec_FD.T[strongest],
+    }
+    otherwise = "a part is the feature's activation times its row of W_dec."
+    diagnose(parts_KD, f_K1 * rows_KD, wrong, otherwise)
 
 
 _WRONG_ORDER = {

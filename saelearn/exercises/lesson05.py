@@ -88,12 +88,14 @@ def prediction(answers: dict[str, Any]) -> None:
     """A word for each of `QUANTITIES`: falls, rises, or rises then falls."""
     if not isinstance(answers, dict):
         raise Mistake(f"a dictionary is needed, but this is a {type(answers).__name__}")
+    answers = {str(name).strip().lower(): answer for name, answer in answers.items()}
     for name, (right, hint) in QUANTITIES.items():
-        if name not in answers:
+        if name.lower() not in answers:
             raise Mistake(f"there is no answer for {name!r} in the dictionary")
-        if answers[name] in (..., None, "...", ""):
+        answer = answers[name.lower()]
+        if answer in (..., None, "...", ""):
             raise NotImplementedError
-        if _meaning(str(answers[name])) != right:
+        if _meaning(str(answer)) != right:
             raise Mistake(f"{name}: not quite; {hint} (Looking at the dial is allowed.)")
 
 
@@ -110,7 +112,16 @@ def best_activation(function: Callable) -> None:
     """`best_activation(a, l1_coefficient)`: the z >= 0 with the least (a - z)^2 + lambda z."""
     a_N = torch.tensor([-0.3, 0.0, 0.1, 0.2, 0.35, 0.8, 1.5])
     for l1 in (0.4, 1.0):
-        z_N = need_shape(call(function, a_N, l1), (7,), "z")
+        try:
+            answer = call(function, a_N.clone(), l1)
+        except RuntimeError as error:  # Python's max, or an if, on a whole tensor
+            if "ambiguous" not in str(error):
+                raise
+            raise Mistake(
+                "`max` and `if` compare single numbers, and a is a tensor of many: torch.relu, "
+                "or .clamp(min=0), treats each on its own."
+            ) from error
+        z_N = need_shape(answer, (7,), "z")
         diagnose(
             z_N,
             (a_N - l1 / 2).relu(),
@@ -138,7 +149,7 @@ def best_activation(function: Callable) -> None:
 
 
 @exercise(
-    "Exercise 5.4: a penalty that cannot be cheated",
+    "Exercise 5.4: a fair penalty",
     passed="rescaling a feature no longer changes its price: this is the library's `weighted`.",
 )
 def fair_penalty(penalty: Callable) -> None:
@@ -178,7 +189,7 @@ def fair_penalty(penalty: Callable) -> None:
 
 
 @exercise(
-    "Exercise 5.5: bug hunt, the loss that knew the batch size",
+    "Exercise 5.5: mend the loss",
     passed="both terms are batch means, so the coefficient means the same at every batch size.",
 )
 def mended_loss(loss: Callable) -> None:
@@ -208,9 +219,50 @@ def mended_loss(loss: Callable) -> None:
                 error_B.mean() + l1 * f_BF.sum() / 128
             ),
             "the coefficient is missing.": error_B.mean() + penalty_B.mean(),
+            "f.sum(0) sums over the batch: dimension 1 is the features.": (
+                error_B.mean() + l1 * f_BF.sum(0).mean()
+            ),
+            "the batch has its own size, len(f_BF): a fixed 256 fits one batch size only.": (
+                error_B.mean() + l1 * f_BF.sum() / 256
+            ),
         },
         "not mean_B sum_D (x - x_hat)² + λ mean_B sum_F f.",
     )
+
+
+L1 = 0.3  # on raw data; D = 32, F = 128, B = 256
+DIALECTS = {  # name -> the right coefficient, and those of typical mistakes by the hint's key
+    "scaled": (L1 * 5.6, {"multiply": L1 / 5.6, "square": L1 * 5.6**2}),
+    "averaged": (
+        L1 / 32,
+        {"divide": L1 * 32, "root": L1 / 32**0.5, "batch": L1 / (32 * 256), "F": L1 / 128},
+    ),
+    "both": (
+        L1 * 128 / 32,
+        {
+            "upside down": L1 * 32 / 128,
+            "error": L1 / 32,
+            "penalty": L1 * 128,
+            "same way": L1 / 32 / 128,
+            "divide": L1 * 32 * 128,
+            "batch": L1 * 128 / (32 * 256),
+            "batch twice": L1 * 256 * 128 / 32,
+        },
+    ),
+}
+DIALECT_HINTS = {
+    "multiply": "the wrong way round: the error grows with s², the penalty only with s.",
+    "square": "too large: the error grows with s², the penalty with s, so one s is left.",
+    "divide": "the wrong way round: a weaker error needs a weaker penalty beside it.",
+    "root": "off: a mean over D divides the squared error by D itself, not by its root.",
+    "batch": "divided by the batch as well, but that mean was there before.",
+    "batch twice": "multiplied by the batch as well, but both terms are batch means already.",
+    "F": "off: the error is a mean over the 32 dimensions of x, not over the 128 features.",
+    "upside down": "upside down: what is the new error beside the old, and the new penalty?",
+    "error": "half of it: the penalty too is F times smaller now.",
+    "penalty": "half of it: the error too is D times smaller now.",
+    "same way": "divided twice: a mean over F makes the penalty weaker, so λ must make good.",
+}
 
 
 @exercise(
@@ -218,39 +270,17 @@ def mended_loss(loss: Callable) -> None:
     passed="the same trade-off in three dialects. Ask of every published λ: which units, which "
     "sums, which means?",
 )
-def translations(scaled: float, averaged: float, summed: float) -> None:
-    """What lambda 0.3 is (a) on data times 5.6, (b) with mse over D = 32, (c) as batch sum."""
-    answers = (
-        ("(a)", scaled, 0.3 * 5.6, {"multiply": 0.3 / 5.6, "square": 0.3 * 5.6**2}),
-        (
-            "(b)",
-            averaged,
-            0.3 / 32,
-            {
-                "divide": 0.3 * 32,
-                "root": 0.3 / 32**0.5,
-                "batch too": 0.3 / (32 * 256),
-                "per F": 0.3 / 128,
-            },
-        ),
-        ("(c)", summed, 0.3 / 256, {"divide": 0.3 * 256, "per feature": 0.3 / 128}),
-    )
-    hints = {
-        "multiply": "the wrong way round: the error grows with s², the penalty only with s.",
-        "square": "the error grows with s², but the penalty grows too, with s: one s is left.",
-        "divide": "the wrong way round: which of the two terms became weaker or stronger?",
-        "root": "a mean over D divides the squared error by D itself, not by its root.",
-        "batch too": "divided by the batch as well, but that mean was there before: only D is new.",
-        "per F": "the error is a mean over the 32 dimensions of x, not over the 128 features.",
-        "per feature": "the sum runs over the batch of 256, not over the 128 features.",
-    }
-    for name, answer, right, wrong in answers:
-        if not isinstance(answer, int | float | Tensor):
-            raise Mistake(f"{name} should be a number, but it is a {type(answer).__name__}")
-        if close(answer, 0.3):
-            raise Mistake(f"{name} is unchanged; write both losses down and compare the terms.")
-        named = {f"{name} is {hints[key]}": value for key, value in wrong.items()}
-        otherwise = f"{name} is not it: multiply the whole loss until the error terms agree."
+def translations(scaled: float, averaged: float, both: float) -> None:
+    """What lambda 0.3 is on data times 5.6, with mse over D, and with f.mean() over F as well."""
+    for (name, (right, wrong)), answer in zip(
+        DIALECTS.items(), (scaled, averaged, both), strict=True
+    ):
+        if isinstance(answer, bool) or not isinstance(answer, int | float | Tensor):
+            raise Mistake(f"`{name}` should be a number, but it is a {type(answer).__name__}")
+        if close(answer, L1):
+            raise Mistake(f"`{name}` is unchanged; write both losses down and compare the terms.")
+        named = {f"`{name}` is {DIALECT_HINTS[key]}": value for key, value in wrong.items()}
+        otherwise = f"`{name}` is not it: multiply the whole loss until the error terms agree."
         if not close(answer, right, rtol=0.03) and close(answer, right, rtol=0.2):
-            raise Mistake(f"{name} is nearly right: write it as a formula, without rounding.")
+            raise Mistake(f"`{name}` is nearly right: write it as a formula, without rounding.")
         diagnose(answer, right, named, otherwise, rtol=0.03)

@@ -138,8 +138,9 @@ def mixed_by_solving(W_enc, W_dec, M):
     return [W_enc @ M, torch.linalg.solve(M, W_dec)]
 
 
-def mixed_the_other_way(W_enc, W_dec, M):
-    return W_enc @ M.inverse(), M @ W_dec
+def mixed_by_least_squares(W_enc, W_dec, M):
+    new_enc = W_enc @ M
+    return new_enc, torch.linalg.pinv(new_enc) @ (W_enc @ W_dec)
 
 
 def machine(d):
@@ -179,7 +180,7 @@ RIGHT = [
     (check.step, (step_on_data,)),
     (check.remix, (mixed,)),
     (check.remix, (mixed_by_solving,)),
-    (check.remix, (mixed_the_other_way,)),
+    (check.remix, (mixed_by_least_squares,)),
     (check.copier, (machine,)),
     (check.copier, (machine_in_pairs,)),
     (check.copier, (machine_turned,)),
@@ -190,6 +191,7 @@ WRONG = [
     (check.encode_decode, (lambda x, W, m: x @ W, decode), "take the mean out"),
     (check.encode_decode, (lambda x, W, m: (x + m) @ W, decode), "subtracted here"),
     (check.encode_decode, (lambda x, W, m: ((x - m) @ W).relu(), decode), "no ReLU"),
+    (check.encode_decode, (lambda x, W, m: (x - x.mean(0)) @ W, decode), "handed in"),
     (check.encode_decode, (lambda x, W, m: (x - m) @ W.T, decode), "raised RuntimeError"),
     (check.encode_decode, (lambda x, W, m: x - m, decode), "shape (6, 5)"),
     (check.encode_decode, (encode, lambda h, W, m: h @ W), "has to come back"),
@@ -202,6 +204,9 @@ WRONG = [
     (check.loss, (lambda x, y: (x - y).norm(dim=1).mean(),), "no root"),
     (check.loss, (lambda x, y: (x - y).sum(1).square().mean(),), "each error first"),
     (check.loss, (lambda x, y: (x - y).square().sum(1),), "shape (7,)"),
+    (check.loss, (lambda x, y: (x - y).square().sum(1),), "mean over the rows comes last"),
+    (check.loss, (lambda x, y: loss(x, y).sqrt(),), "no root at the end"),
+    (check.loss, (lambda x, y: (x - y).square().sum(0).mean(),), "other way round"),
     (check.step, (faulty(sign=1),), "uphill"),
     (check.step, (faulty(clear=False),), "adds to the old gradient"),
     (check.step, (faulty(both=False),), "only one"),
@@ -222,6 +227,7 @@ WRONG = [
     (check.remix, (lambda E, D, M: (E, D),), "nothing has been mixed"),
     (check.remix, (lambda E, D, M: (-E, -D),), "not that by M"),
     (check.remix, (lambda E, D, M: (E @ M.inverse(), M.inverse() @ D),), "put M inv(M)"),
+    (check.remix, (lambda E, D, M: (E @ M.inverse(), M @ D),), "change places"),
     (check.remix, (lambda E, D, M: E @ D,), "both matrices"),
     (check.copier, (lambda d: (EYE(d), EYE(d)),), "what is negative gets lost"),
     (
@@ -331,4 +337,5 @@ def test_a_word_is_answered(answer, guess, words):
 def test_no_guess_or_an_unreadable_one_is_open(answer, guess, monkeypatch):
     monkeypatch.setenv("SAELEARN_GRADE", "1")  # a prediction is never graded
     assert answer(guess).state == "open"
-    assert check.guess_lost(..., 0.2).state == check.guess_lost("half", 0.2).state == "open"
+    for unread in (..., "half", -0.2, 250):
+        assert check.guess_lost(unread, 0.2).state == "open"

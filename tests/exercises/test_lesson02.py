@@ -123,7 +123,7 @@ WRONG = [
     (check.model, lambda f, W, b: torch.relu(f @ W @ W.T) + b, "before the ReLU"),
     (check.model, lambda f, W, b: torch.relu(torch.relu(f @ W) @ W.T + b), "only at the end"),
     (check.model, lambda f, W, b: torch.relu(f @ W), "shape (6, 2)"),
-    (check.model, lambda f, W, b: f @ W.T @ W, "raised RuntimeError"),
+    (check.model, lambda f, W, b: f @ W.T @ W, "f @ W goes down"),
     (check.loss, lambda f, h, i: (f - h).square().mean(), "importance is missing"),
     (check.loss, lambda f, h, i: (i * (f - h)).square().mean(), "squared too"),
     (check.loss, lambda f, h, i: (i * (f - h).square()).sum(), "batch size"),
@@ -177,6 +177,7 @@ WRONG = [
     (check.cost, lambda p, i: i * p, "amplitude is missing"),
     (check.cost, lambda p, i: p / 3, "importance is missing"),
     (check.cost, lambda p, i: i / 3, "p is missing"),
+    (check.cost, lambda p, i: (i * p / 3).sum(), "no sum over them"),
 ]
 CHECKS = [
     check.sampler,

@@ -79,6 +79,23 @@ def keep_before_the_step(M, b, optimizer, x, alpha):
     return wrong_step(keep=False)(M, b, optimizer, x, alpha)
 
 
+def forget_too_late(M, b, optimizer, x, alpha):
+    value = loss_of(M, b, x, alpha)
+    value.backward()
+    optimizer.zero_grad()
+    optimizer.step()
+    with torch.no_grad():
+        M /= M.norm(dim=1, keepdim=True)
+    return value
+
+
+def rename_only(M, b, optimizer, x, alpha):
+    value = wrong_step(keep=False)(M, b, optimizer, x, alpha)
+    with torch.no_grad():
+        M = M / M.norm(dim=1, keepdim=True)
+    return value
+
+
 def another_loss(M, b, optimizer, x, alpha):
     return step(M, b, optimizer, x, 0.0)
 
@@ -178,8 +195,15 @@ WRONG = [
     (check.loss, (lambda x, y, c, a: len(x) * loss(x, y, c, a),), "both terms"),
     (check.loss, (lambda x, y, c, a: loss(x, y, c, 1),), "alpha is missing"),
     (check.loss, (lambda x, y, c, a: a * loss(x, y, c, 1 / a),), "stands before the price"),
+    (check.loss, (lambda x, y, c, a: ((x - y) ** 2).mean() + a * c.mean(),), "both are means"),
+    (check.loss, (lambda x, y, c, a: loss(x, y, c**2, a),), "squared activations"),
+    (check.loss, (lambda x, y, c, a: loss(x, y, c, 0),), "price is missing"),
+    (check.loss, (lambda x, y, c, a: loss(x, y, c, -a),), "a price is added"),
+    (check.loss, (lambda x, y, c, a: (x - y).square().sum(1) + a * c.sum(1),), "over the rows"),
     (check.train_step, (wrong_step(forget=False),), "zero_grad"),
     (check.train_step, (wrong_step(walk=False),), "nothing moved"),
+    (check.train_step, (forget_too_late,), "zero_grad(), then backward()"),
+    (check.train_step, (rename_only,), "in place"),
     (check.train_step, (wrong_step(dim=0),), "columns"),
     (check.train_step, (wrong_step(dim=None),), "whole matrix"),
     (check.train_step, (wrong_step(keep=False),), "divide each by its own length"),
@@ -217,11 +241,20 @@ WRONG = [
     (check.mended_loss, (priced(lambda c, *_: c.sum()),), "sum over the batch"),
     (check.mended_loss, (priced(lambda c, *_: c.mean()),), "over the features"),
     (check.mended_loss, (lambda x, M, b, l1: mended(x, M, b, 1),), "coefficient is missing"),
+    (check.mended_loss, (lambda x, M, b, l1: mended(x, M, b, 0),), "gone altogether"),
+    (check.mended_loss, (priced(lambda c, M, x, b, y: b.abs().sum()),), "a bias is a weight"),
+    (check.mended_loss, (priced(lambda c, *_: c.sum(1)),), "over the rows"),
     (check.ingredients, (lambda f, W, k: (f.topk(k).indices, W[f.topk(k).indices]),), "how much"),
     (
         check.ingredients,
         (lambda f, W, k: (f.topk(k).indices, f.topk(k).values[:, None] * W.T[f.topk(k).indices]),),
         "columns",
+    ),
+    (check.ingredients, (lambda f, W, k: (f.topk(k).values, W[:k]),), "topk's indices"),
+    (
+        check.ingredients,
+        (lambda f, W, k: (f.topk(k).indices, ingredients(f, W, k)[1].sum(0)),),
+        "row for each feature",
     ),
     (check.ingredients, (lambda f, W, k: (f.argsort()[-k:], W[-k:]),), "weakest first"),
     (check.ingredients, (lambda f, W, k: (f.topk(k).indices.sort().values, W[:k]),), "numbers"),
@@ -272,7 +305,7 @@ def test_each_check_has_two_right_and_three_wrong_answers(judge):
 @pytest.mark.parametrize(
     ("judge", "guesses"),
     [
-        (check.predicted_found, (10, 40, 55, 64)),
+        (check.predicted_found, (10, 32, 40, 55, 64)),
         (check.predicted_cosine, (0.3, 0.8, 1.0)),
         (check.predicted_shared, (0.05, 0.34, 0.9)),
     ],
