@@ -15,6 +15,7 @@ from torch import Tensor
 from saelearn.errors import Refusal
 from saelearn.resampling import generator_for
 from saelearn.sae import SAE, Loss
+from saelearn.step import Adam
 
 Record = dict[str, float]
 
@@ -54,7 +55,7 @@ class State:
 
     def __init__(self, sae: SAE, *, lr: float, seed: int, scale: float):
         self.sae, self.scale = sae, scale
-        self.optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
+        self.optimizer = Adam(sae.parameters(), lr=lr)
         self.generator = generator_for(seed, "resampling")
         self.fired_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.W_dec.device)
         self.alive_F = self.fired_F.clone()
@@ -81,7 +82,7 @@ class State:
             "l0": count_F.sum().item() / rows,
             "dead": 1 - self.fired_F.float().mean().item(),
             "decoder_norm": self.sae.W_dec.detach().norm(dim=1).mean().item(),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.lr,
         }
         if not math.isfinite(record["loss"]):
             raise Refusal(

@@ -22,7 +22,7 @@ from saelearn.resampling import resample, resampling_steps
 from saelearn.sae import SAE, Loss
 from saelearn.settings import check_arguments, check_device
 from saelearn.state import State, Trained
-from saelearn.step import constrain_, l1_factor, lr_factor, unit_rows_
+from saelearn.step import Adam, constrain_, l1_factor, lr_factor, unit_rows_
 from saelearn.stopping import Stop
 from saelearn.tuning import measured_plan
 
@@ -164,7 +164,7 @@ class _Several:
         self.constraints = {"decoder_norm": decoder_norm, "clip_norm": clip_norm}
         stacks = [Stack.of(state.sae) for state in states]
         self.stack = Stack(*(nn.Parameter(torch.cat(each)) for each in zip(*stacks, strict=True)))
-        self.adam = torch.optim.Adam(self.stack, fused=True)
+        self.adam = Adam(self.stack, lr=0.0)
         self.fired_KF = torch.stack([state.fired_F for state in states])
         self.alive_KF = self.fired_KF.clone()
         for k, state in enumerate(states):  # what they hold are views from now on
@@ -185,7 +185,7 @@ class _Several:
         constrain_(self.stack, gradient, **self.constraints)
         for parameter, slope in zip(self.stack, gradient, strict=True):
             parameter.grad = slope
-        self.adam.param_groups[0]["lr"] = lr
+        self.adam.lr = lr
         self.adam.step()
         if decoder_norm == "unit_norm":
             unit_rows_(self.stack)
@@ -193,7 +193,7 @@ class _Several:
         self.alive_KF |= count_KF > 0
         for state in self.states:
             state.step += 1
-            state.optimizer.param_groups[0]["lr"] = lr  # for the record
+            state.optimizer.lr = lr  # for the record
         return loss, count_KF
 
     def resample(self, k: int, x_BD: Tensor) -> None:

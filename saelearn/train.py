@@ -122,8 +122,7 @@ def train(
             while state.step < steps and not kernel.stop_now():
                 x_BD = next(feed) if state.scale == 1 else next(feed) * state.scale
                 i, state.whole = state.step, False
-                for group in state.optimizer.param_groups:
-                    group["lr"] = lr * lr_factor(i, steps, warmup=lr_warmup, decay=lr_decay)
+                state.optimizer.lr = lr * lr_factor(i, steps, warmup=lr_warmup, decay=lr_decay)
                 strength = l1_coefficient * l1_factor(i, steps, warmup=l1_warmup)
                 loss, count_F = step(
                     state.sae, x_BD, state.optimizer, l1_coefficient=strength,
