@@ -116,14 +116,15 @@ def _train(
     source = batches(data, batch_size, seed=pairs[0][1])
     feed, sample_ND = Feed(source, device), source.sample_ND.float()
     d_in = sample_ND.shape[1]
-    memory.check(d_in, len(pairs) * d_sae, source.size, device=device, precision=precision)
+    room = memory.check(d_in, len(pairs) * d_sae, source.size, device=device, precision=precision)
+    bar.set_description(memory.title(f"{len(pairs)} SAEs at once", room))
     scale = mean_norm_scale(sample_ND) if normalize else 1.0
     length = 1.0 if decoder_norm == "unit_norm" else 0.1
     start = {"center": center, "decoder_init_norm": length}
     states = [
         State(
             SAE.from_data(sample_ND * scale, d_sae, seed=seed, **start).to(device),
-            lr=lr, seed=seed, scale=scale,
+            lr=lr, seed=seed, scale=scale, memory=room,
         )
         for _, seed in pairs
     ]  # fmt: skip
@@ -212,4 +213,5 @@ def _so_far(state: State) -> Trained:
     """What one SAE's training has given, in memory of its own, for raw activations."""
     sae = SAE(state.sae.d_in, state.sae.d_sae)
     sae.load_state_dict(state.sae.state_dict())
-    return Trained(sae.fold_scale_(state.scale), list(state.history), state.scale, state.step)
+    sae.fold_scale_(state.scale)
+    return Trained(sae, list(state.history), state.scale, state.step, state.memory)
