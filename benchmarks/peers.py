@@ -54,7 +54,7 @@ def saelearn(problem: Problem) -> Step:
     """Ours: what `train.train` does in a step, the plan measured beforehand."""
     from saelearn.kernels import Kernel
     from saelearn.sae import SAE
-    from saelearn.train import step
+    from saelearn.step import Adam, step
     from saelearn.tuning import measured_plan
 
     (D, F), B = problem.W_enc_DF.shape, problem.x_NBD.shape[1]
@@ -63,7 +63,7 @@ def saelearn(problem: Problem) -> Step:
         {"W_enc": problem.W_enc_DF, "b_enc": problem.b_enc_F,
          "W_dec": problem.W_dec_FD, "b_dec": problem.b_dec_D}
     )  # fmt: skip
-    optimizer = torch.optim.Adam(sae.parameters(), lr=problem.lr, fused=True)
+    optimizer = Adam(sae.parameters(), lr=problem.lr)
     kernel = Kernel(measured_plan(D, F, B))
     return lambda: step(sae, following(), optimizer, l1_coefficient=problem.l1, kernel=kernel)
 

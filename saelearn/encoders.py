@@ -1,31 +1,25 @@
 """Which entries of ReLU(x W + b) are active, and their values: three ways, one answer. Layer 2.
 
 After ReLU almost everything is zero, so what a training step needs is a short list, not a matrix.
-Finding it is the only dense product that is left. Shapes: K SAEs, B batch, D width, F features,
-A active entries.
+Finding it is the only dense product that is left. It is taken as W x^T, so that the list comes
+feature by feature, in the order in which the gradients are computed. Shapes: K SAEs, B batch, N of
+its rows, D width, F features, G = K F of them in all, A active entries.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-PROBE_SHARE, PROBE_STRIDE = 32, 8  # one row and one feature in so many tell how much is active
-CHUNK_ROWS = 1_024
+from saelearn.active import Active
+
+PROBE_ROWS, PROBE_STRIDE = 32, 8  # some rows and one feature in so many tell how much is active
 ROUND_UP = 1 + 2**-6  # more than a length loses when it is rounded to bf16
-
-
-class Active(NamedTuple):
-    """Active entries in order: the flat index (k B + b) F + f of each, and its value."""
-
-    index_A: np.ndarray
-    value_A: Tensor
 
 
 class Memory:
@@ -41,73 +35,40 @@ class Memory:
         return kept[:size].view(shape)
 
 
-Values = Callable[[np.ndarray], Active]
-Find = Callable[[int, int], tuple[np.ndarray, Values]]
-"""Rows from, to of each batch -> flat indices, in these rows' `[K, to - from, F]`, of what may be
-active, and what turns these into exact `Active`."""
+Find = Callable[[slice], Active]
+"""Some rows of each batch -> their active entries, `[K F, K N]`."""
 
 
 def few(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, *, limit: float) -> Tensor:
     """For each SAE: is at most a share `limit` of its entries active, as a sample of them tells?"""
-    x_KBD = x_KBD[:, : -(-x_KBD.shape[1] // PROBE_SHARE)]
+    x_KBD = x_KBD[:, : min(PROBE_ROWS, -(-x_KBD.shape[1] // PROBE_ROWS))]
     W_KFD, b_K1F = W_KFD[:, ::PROBE_STRIDE], b_KF[:, None, ::PROBE_STRIDE]
     active_K = (torch.baddbmm(b_K1F, x_KBD, W_KFD.mT) > 0).sum((1, 2))
     return active_K <= limit * x_KBD.shape[1] * W_KFD.shape[1]
 
 
-def active_entries(
-    encoder: str, x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory
-) -> Active:
-    """All active entries of ReLU(x W^T + b); fp32, CPU.
-
-    Args:
-        encoder: of `ENCODERS`.
-        x_KBD, W_KFD, b_KF: what is encoded, one row of weights a feature, biases.
-        memory: where the matrices in between live.
-    """
-    (K, B, _), F = x_KBD.shape, b_KF.shape[1]
-    find = ENCODERS[encoder](x_KBD, W_KFD, b_KF, memory)
-    found = []
-    for low in range(0, B, CHUNK_ROWS):
-        high = min(low + CHUNK_ROWS, B)
-        index_A, values = find(low, high)
-        active = values(index_A)
-        if high - low < B:  # from a place among these rows to one among all
-            k_A, within_A = np.divmod(active.index_A, (high - low) * F)
-            active = Active((k_A * B + low) * F + within_A, active.value_A)
-        found.append(active)
-    if len(found) == 1:
-        return found[0]
-    index_A = np.concatenate([active.index_A for active in found])
-    value_A = torch.cat([active.value_A for active in found])
-    if K > 1:
-        order_A = np.argsort(index_A, kind="stable")
-        index_A, value_A = index_A[order_A], value_A[torch.from_numpy(order_A)]
-    return Active(index_A, value_A)
-
-
 def _plain(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
-    """All pre-activations in fp32, by the library that PyTorch takes by itself."""
+    """All products in fp32, by the library that PyTorch takes by itself."""
 
-    def find(low: int, high: int) -> tuple[np.ndarray, Values]:
-        z_KBF = memory("z", (len(b_KF), high - low, b_KF.shape[1]), torch.float32)
-        torch.baddbmm(b_KF[:, None], x_KBD[:, low:high], W_KFD.mT, out=z_KBF)
-        return _positive(z_KBF, memory), lambda index_A: _taken(z_KBF, index_A)
+    def find(rows: slice) -> Active:
+        x_KND = x_KBD[:, rows]
+        z_KFN = memory("z", (*b_KF.shape, x_KND.shape[1]), torch.float32)
+        torch.bmm(W_KFD, x_KND.mT, out=z_KFN)
+        return _taken(z_KFN, b_KF, memory)
 
     return find
 
 
 def _onednn(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
     """The same by oneDNN, which on some processors is twice as fast."""
-    weights = [(W_FD.to_mkldnn(), b_F.to_mkldnn()) for W_FD, b_F in zip(W_KFD, b_KF, strict=True)]
+    weights = [W_FD.to_mkldnn() for W_FD in W_KFD]
 
-    def find(low: int, high: int) -> tuple[np.ndarray, Values]:
+    def find(rows: slice) -> Active:
         z = [
-            linear(x_BD[low:high].to_mkldnn(), *weight).to_dense()
-            for x_BD, weight in zip(x_KBD, weights, strict=True)
+            linear(W_FD, x_BD[rows].to_mkldnn()).to_dense()
+            for x_BD, W_FD in zip(x_KBD, weights, strict=True)
         ]
-        z_KBF = z[0][None] if len(z) == 1 else torch.stack(z)
-        return _positive(z_KBF, memory), lambda index_A: _taken(z_KBF, index_A)
+        return _taken(z[0][None] if len(z) == 1 else torch.stack(z), b_KF, memory)
 
     return find
 
@@ -133,25 +94,17 @@ def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
     x_KBE[..., D + 2], W_KFE[..., D + 2] = margin_KB * ROUND_UP, W_KFD.norm(dim=2) * ROUND_UP
     W_GD, b_G = W_KFD.flatten(0, 1), b_KF.flatten()
 
-    def find(low: int, high: int) -> tuple[np.ndarray, Values]:
-        B = high - low
-        z_KBF = memory("z16", (K, B, F), torch.bfloat16)
-        torch.bmm(x_KBE[:, low:high], W_KFE.mT, out=z_KBF)
-
-        def values(index_A: np.ndarray) -> Active:
-            starts_R = torch.from_numpy(np.searchsorted(index_A, np.arange(K * B + 1) * F))
-            row_A, g_A = np.divmod(index_A, F)
-            if K > 1:
-                g_A += row_A // B * F
-            g_A = torch.from_numpy(g_A)
-            may = torch.sparse_csr_tensor(starts_R, g_A, b_G[g_A], size=(K * B, K * F))
-            x_RD = x_KBD[:, low:high].flatten(0, 1)
-            z_A = torch.sparse.sampled_addmm(may, x_RD, W_GD.T).values()
-            true_A = np.flatnonzero(z_A.numpy() > 0)
-            return Active(index_A[true_A], z_A[torch.from_numpy(true_A)])
-
+    def find(rows: slice) -> Active:
+        x_KND = x_KBD[:, rows]
+        z_KFN = memory("z16", (K, F, x_KND.shape[1]), torch.bfloat16)
+        torch.bmm(W_KFE, x_KBE[:, rows].mT, out=z_KFN)
         # the bits of a bf16, read as an integer, have its sign
-        return _positive(z_KBF.view(torch.int16), memory), values
+        may = _listed(z_KFN.view(torch.int16).numpy(), 0, memory)
+        plus_A = b_G.index_select(0, may.g_A)
+        z_A = may.dots(W_GD, x_KND.flatten(0, 1), plus_A)
+        true_A = np.flatnonzero(z_A.numpy() > 0)
+        g_A, row_A = may.g_A.numpy()[true_A], may.row_A.numpy()[true_A]
+        return Active.of(g_A, row_A, z_A[torch.from_numpy(true_A)], K * F)
 
     return find
 
@@ -164,14 +117,33 @@ def _rounded(name: str, full_KND: Tensor, memory: Memory) -> Tensor:
     return half_KNE
 
 
-def _positive(z_KBF: Tensor, memory: Memory) -> np.ndarray:
-    mask_KBF = memory("mask", tuple(z_KBF.shape), torch.bool).numpy()
-    np.greater(z_KBF.numpy(), 0, out=mask_KBF)
-    return np.flatnonzero(mask_KBF)  # several times as fast as torch.nonzero
+def _taken(z_KFN: Tensor, b_KF: Tensor, memory: Memory) -> Active:
+    """Where z + b > 0, and what it is there."""
+    active = _listed(z_KFN.numpy(), -b_KF.numpy()[:, :, None], memory)
+    K, _, N = z_KFN.shape
+    column_A = active.row_A if K == 1 else active.row_A % N
+    z_A = z_KFN.flatten()[active.g_A.long() * N + column_A]
+    return active._replace(value_A=z_A + b_KF.flatten().index_select(0, active.g_A))
 
 
-def _taken(z_KBF: Tensor, index_A: np.ndarray) -> Active:
-    return Active(index_A, z_KBF.flatten()[torch.from_numpy(index_A)])
+def _listed(z_KFN: np.ndarray, least_KF1: np.ndarray | int, memory: Memory) -> Active:
+    """Places of what is larger than `least`; the values are still missing.
+
+    Eight answers are looked at together, as one number: most of them are eight times no.
+    """
+    (K, F, N), size = z_KFN.shape, z_KFN.size
+    mask = memory("mask", (-(-size // 8) * 8,), torch.bool).numpy()
+    mask[size:] = False
+    np.greater(z_KFN, least_KF1, out=mask[:size].reshape(K, F, N))
+    eights = mask.view(np.int64)
+    some = np.flatnonzero(eights != 0)
+    index_A = np.flatnonzero(eights[some].view(bool))
+    index_A = (some[index_A >> 3] << 3) + (index_A & 7)
+    g_A = (index_A // N).astype(np.int32)
+    row_A = (index_A - g_A * N).astype(np.int32)
+    if K > 1:
+        row_A += g_A // F * N
+    return Active.of(g_A, row_A, torch.empty(0), K * F)
 
 
 ENCODERS = {"plain": _plain, "onednn": _onednn, "screen": _screen}

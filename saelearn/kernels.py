@@ -23,11 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
-from saelearn.encoders import Active, Memory, active_entries, few
+from saelearn.active import at_once, chunks, joined, sums, table
+from saelearn.encoders import ENCODERS, Find, Memory, few
 from saelearn.sae import SAE, Loss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -150,10 +149,14 @@ class Kernel:
         both = zip(sparse, self._dense_parts(*_some(~few_K, *given)), strict=True)
         return Parts(*(torch.cat(parts)[place_K] for parts in both))
 
-    def _sparse_parts(self, sae: Stack, input_KBD: Tensor, *others: Tensor) -> Parts:
-        encoded = input_KBD, sae.W_enc_KFD, sae.b_enc_KF
-        active = active_entries(self.plan.encoder, *encoded, self._memory)
-        return _sparse(sae, input_KBD, *others, active)
+    def _sparse_parts(self, *given) -> Parts:
+        sae, input_KBD, *_ = given
+        K, n = len(input_KBD), at_once(*input_KBD.shape)
+        if n < K:
+            some = [self._sparse_parts(*_some(slice(k, k + n), *given)) for k in range(0, K, n)]
+            return Parts(*(torch.cat(parts) for parts in zip(*some, strict=True)))
+        encoder = ENCODERS[self.plan.encoder]
+        return _sparse(*given, encoder(input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._memory))
 
     def _dense_parts(self, *given) -> Parts:
         # on a GPU the allocator keeps memory by itself
@@ -161,8 +164,8 @@ class Kernel:
         return self._dense(*given, DTYPES[self.precision], memory)
 
 
-def _some(chosen_K: Tensor, sae: Stack, *others: Tensor) -> tuple[Stack, *tuple[Tensor, ...]]:
-    return Stack(*(p[chosen_K] for p in sae)), *(t[chosen_K] for t in others)
+def _some(chosen: Tensor | slice, sae: Stack, *others: Tensor) -> tuple[Stack, *tuple[Tensor, ...]]:
+    return Stack(*(p[chosen] for p in sae)), *(t[chosen] for t in others)
 
 
 def _dense(
@@ -190,46 +193,40 @@ def _dense(
 
 
 def _sparse(
-    sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor, active: Active
+    sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor, find: Find
 ) -> Parts:
-    """At the active entries alone.
+    """At the active entries alone, chunk by chunk of the rows; `find` gives those of a chunk.
 
-    `embedding_bag` with weights multiplies by a sparse matrix whose rows are the bags: once a bag
-    is a sample (the decoder), twice it is a feature (the gradients of both weights).
-    `sampled_addmm` is the opposite, chosen entries of a product of two dense matrices.
+    Features are sums over a row's entries, gradients of weights sums over a feature's entries.
     """
     (K, F, D), B = sae.W_dec_KFD.shape, input_KBD.shape[1]
-    W_dec_GD, input_RD = sae.W_dec_KFD.flatten(0, 1), input_KBD.flatten(0, 1)
-    row_A, g_A = np.divmod(active.index_A, F)
-    if K > 1:
-        g_A += row_A // B * F
-    starts_R = np.zeros(K * B + 1, dtype=np.int64)
-    np.cumsum(np.bincount(row_A, minlength=K * B), out=starts_R[1:])
-    error_RD = embedding_bag(
-        torch.from_numpy(g_A), W_dec_GD, torch.from_numpy(starts_R[:-1]),
-        mode="sum", per_sample_weights=active.value_A,
-    )  # fmt: skip
-    error_KBD = error_RD.view(K, B, D).sub_(target_KBD)
-    # from sample by sample to feature by feature
-    positions_A = np.arange(len(g_A), dtype=np.int32)
-    by_feature = csr_matrix((positions_A, g_A, starts_R), shape=(K * B, K * F)).tocsc()
-    starts_G, row_A, order_A = (
-        torch.from_numpy(a) for a in (by_feature.indptr, by_feature.indices, by_feature.data)
-    )
-    count_G, value_A = starts_G.diff(), active.value_A[order_A]
-    price_A = price_KF.flatten().repeat_interleave(count_G)
-    wanted = torch.sparse_csr_tensor(starts_G, row_A, price_A, size=(K * F, K * B))
-    d_f_A = torch.sparse.sampled_addmm(wanted, W_dec_GD, error_RD.T, alpha=2 / B).values()
-    bags = {"offsets": starts_G[:-1], "mode": "sum"}
-    d_W_enc_GD = embedding_bag(row_A, input_RD, per_sample_weights=d_f_A, **bags)
-    d_W_dec_GD = embedding_bag(row_A, error_RD, per_sample_weights=value_A * (2 / B), **bags)
-    g_A = np.repeat(np.arange(K * F), count_G.numpy())
+    W_dec_GD, price_G = sae.W_dec_KFD.flatten(0, 1), price_KF.flatten()
+    input_RD, target_RD = input_KBD.flatten(0, 1), target_KBD.flatten(0, 1)
+    W_dec_table = table(W_dec_GD)
+    error_RD, found = torch.empty_like(target_RD), []
+    for rows in chunks(B, D):
+        active = find(rows)
+        own = slice(K * rows.start, K * rows.stop)  # a chunk of several SAEs has all their rows
+        error_ND = error_RD[own]
+        starts_N, g_A, place_A = active.by_row(len(error_ND))
+        f_A = active.value_A.index_select(0, place_A)
+        torch.sub(sums(starts_N, g_A, f_A, W_dec_table), target_RD[own], out=error_ND)
+        price_A = price_G.index_select(0, active.g_A)
+        d_f_A = active.dots(W_dec_GD, error_ND, price_A, 2 / B)
+        found.append((rows.start, active, d_f_A))
+    del W_dec_table  # as large as a gradient
+    active, d_f_A = joined(found)
+    where = active.starts_G, active.row_A
+    d_W_enc_GD = sums(*where, d_f_A, table(input_RD))
+    d_W_dec_GD = sums(*where, active.value_A * (2 / B), table(error_RD))
+    g_A = active.g_A.numpy()
     sum_f_G, d_b_enc_G = (
         torch.from_numpy(np.bincount(g_A, weights=v_A.numpy(), minlength=K * F)).float()
-        for v_A in (value_A, d_f_A)
+        for v_A in (active.value_A, d_f_A)
     )
-    by_feature = (sum_f_G, count_G.long(), d_W_enc_GD, d_b_enc_G, d_W_dec_GD)
-    return Parts(error_KBD, *(t.view(K, F, *t.shape[1:]) for t in by_feature))
+    count_G = active.starts_G.diff().long()
+    by_feature = (sum_f_G, count_G, d_W_enc_GD, d_b_enc_G, d_W_dec_GD)
+    return Parts(error_RD.view(K, B, D), *(t.view(K, F, *t.shape[1:]) for t in by_feature))
 
 
 def _sums(t_KBF: Tensor) -> Tensor:

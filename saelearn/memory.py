@@ -152,6 +152,11 @@ def describe(parts: dict[str, int]) -> str:
     return ", ".join(f"{name} {in_units(n)}" for name, n in parts.items() if n)
 
 
+def title(name: str, parts: dict[str, int]) -> str:
+    """What a training's progress bar is called: it says the memory before it is spent."""
+    return f"{name}, {in_units(sum(parts.values()))} of memory"
+
+
 def in_units(n: float) -> str:
     """Bytes as a person reads them."""
     for unit in ("bytes", "kB", "MB"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saelearn.sae import SAE
+from saelearn.step import Adam
 
 
 def generator_for(seed: int, purpose: str) -> torch.Generator:
@@ -34,7 +35,7 @@ def resampling_steps(shares: Sequence[float], steps: int) -> tuple[set[int], set
 @torch.no_grad()
 def resample(
     sae: SAE,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam | torch.optim.Optimizer,
     dead_F: Tensor,
     x_BD: Tensor,
     *,

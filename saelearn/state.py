@@ -15,6 +15,7 @@ from torch import Tensor
 from saelearn.errors import Refusal
 from saelearn.resampling import generator_for
 from saelearn.sae import SAE, Loss
+from saelearn.step import Adam
 
 Record = dict[str, float]
 
@@ -30,12 +31,15 @@ class Trained:
             Losses are in training units (after scaling).
         scale: what the activations were multiplied by.
         steps: how many steps were done; fewer than asked for if it was interrupted.
+        memory: bytes that it took, as they were counted beforehand, by what they were for
+            (`memory.needed`); of a sweep, what all its SAEs took together.
     """
 
     sae: SAE
     history: list[Record] = field(default_factory=list)
     scale: float = 1.0
     steps: int = 0
+    memory: dict[str, int] = field(default_factory=dict)
 
     def column(self, name: str) -> list[float]:
         """One quantity over time."""
@@ -52,9 +56,11 @@ class State:
         whole: False while a step is under way; only a whole state may be saved.
     """
 
-    def __init__(self, sae: SAE, *, lr: float, seed: int, scale: float):
-        self.sae, self.scale = sae, scale
-        self.optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
+    def __init__(
+        self, sae: SAE, *, lr: float, seed: int, scale: float, memory: dict[str, int] | None = None
+    ):
+        self.sae, self.scale, self.memory = sae, scale, memory or {}
+        self.optimizer = Adam(sae.parameters(), lr=lr)
         self.generator = generator_for(seed, "resampling")
         self.fired_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.W_dec.device)
         self.alive_F = self.fired_F.clone()
@@ -81,7 +87,7 @@ class State:
             "l0": count_F.sum().item() / rows,
             "dead": 1 - self.fired_F.float().mean().item(),
             "decoder_norm": self.sae.W_dec.detach().norm(dim=1).mean().item(),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.optimizer.lr,
         }
         if not math.isfinite(record["loss"]):
             raise Refusal(
@@ -129,4 +135,4 @@ class State:
     def result(self) -> Trained:
         """The SAE for raw activations, on the CPU, and how it came about; ends the training."""
         sae = self.sae.cpu().fold_scale_(self.scale)
-        return Trained(sae, self.history, self.scale, self.step)
+        return Trained(sae, self.history, self.scale, self.step, self.memory)

@@ -6,8 +6,12 @@ Shapes: B batch, D activation width, F features.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from saelearn.kernels import Kernel, Stack
 from saelearn.sae import SAE, Loss
@@ -16,7 +20,7 @@ from saelearn.sae import SAE, Loss
 def step(
     sae: SAE,
     x_BD: Tensor,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam | torch.optim.Optimizer,
     *,
     l1_coefficient: float,
     decoder_norm: str = "weighted",
@@ -46,6 +50,47 @@ def step(
     if decoder_norm == "unit_norm":
         unit_rows_(stack)
     return loss, count_F
+
+
+class Adam:
+    """Adam (Kingma and Ba, 2015; betas 0.9 and 0.999) by PyTorch's fused update.
+
+    That update takes a transposed matrix, as `W_enc` is one, three times as long as the same
+    numbers seen row by row; and the first `torch.optim.Adam` of a process loads a compiler that
+    nobody needs here, for most of a second. The bits that come out are the same.
+
+    Args:
+        parameters: what it moves.
+        lr: the learning rate, which may change between steps.
+
+    Attributes:
+        state: for each parameter that was moved: "step", "exp_avg", "exp_avg_sq".
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], *, lr: float):
+        self.parameters, self.lr = list(parameters), lr
+        self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move all parameters that have a gradient."""
+        moved = [p for p in self.parameters if p.grad is not None]
+        for parameter in moved:
+            if not self.state[parameter]:
+                zero = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments = {n: torch.zeros_like(parameter) for n in ("exp_avg", "exp_avg_sq")}
+                self.state[parameter] = {"step": zero, **moments}
+        states = [self.state[p] for p in moved]
+        adam(
+            [_rows(p) for p in moved], [_rows(p.grad) for p in moved],
+            *([_rows(state[n]) for state in states] for n in ("exp_avg", "exp_avg_sq")),
+            [], [state["step"] for state in states], lr=self.lr, beta1=0.9, beta2=0.999,
+            eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False, fused=True,
+        )  # fmt: skip
+
+
+def _rows(matrix: Tensor) -> Tensor:
+    return matrix if matrix.is_contiguous() else matrix.T
 
 
 @torch.no_grad()

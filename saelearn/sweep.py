@@ -22,7 +22,7 @@ from saelearn.resampling import resample, resampling_steps
 from saelearn.sae import SAE, Loss
 from saelearn.settings import check_arguments, check_device
 from saelearn.state import State, Trained
-from saelearn.step import constrain_, l1_factor, lr_factor, unit_rows_
+from saelearn.step import Adam, constrain_, l1_factor, lr_factor, unit_rows_
 from saelearn.stopping import Stop
 from saelearn.tuning import measured_plan
 
@@ -116,14 +116,15 @@ def _train(
     source = batches(data, batch_size, seed=pairs[0][1])
     feed, sample_ND = Feed(source, device), source.sample_ND.float()
     d_in = sample_ND.shape[1]
-    memory.check(d_in, len(pairs) * d_sae, source.size, device=device, precision=precision)
+    room = memory.check(d_in, len(pairs) * d_sae, source.size, device=device, precision=precision)
+    bar.set_description(memory.title(f"{len(pairs)} SAEs at once", room))
     scale = mean_norm_scale(sample_ND) if normalize else 1.0
     length = 1.0 if decoder_norm == "unit_norm" else 0.1
     start = {"center": center, "decoder_init_norm": length}
     states = [
         State(
             SAE.from_data(sample_ND * scale, d_sae, seed=seed, **start).to(device),
-            lr=lr, seed=seed, scale=scale,
+            lr=lr, seed=seed, scale=scale, memory=room,
         )
         for _, seed in pairs
     ]  # fmt: skip
@@ -164,7 +165,7 @@ class _Several:
         self.constraints = {"decoder_norm": decoder_norm, "clip_norm": clip_norm}
         stacks = [Stack.of(state.sae) for state in states]
         self.stack = Stack(*(nn.Parameter(torch.cat(each)) for each in zip(*stacks, strict=True)))
-        self.adam = torch.optim.Adam(self.stack, fused=True)
+        self.adam = Adam(self.stack, lr=0.0)
         self.fired_KF = torch.stack([state.fired_F for state in states])
         self.alive_KF = self.fired_KF.clone()
         for k, state in enumerate(states):  # what they hold are views from now on
@@ -185,7 +186,7 @@ class _Several:
         constrain_(self.stack, gradient, **self.constraints)
         for parameter, slope in zip(self.stack, gradient, strict=True):
             parameter.grad = slope
-        self.adam.param_groups[0]["lr"] = lr
+        self.adam.lr = lr
         self.adam.step()
         if decoder_norm == "unit_norm":
             unit_rows_(self.stack)
@@ -193,7 +194,7 @@ class _Several:
         self.alive_KF |= count_KF > 0
         for state in self.states:
             state.step += 1
-            state.optimizer.param_groups[0]["lr"] = lr  # for the record
+            state.optimizer.lr = lr  # for the record
         return loss, count_KF
 
     def resample(self, k: int, x_BD: Tensor) -> None:
@@ -212,4 +213,5 @@ def _so_far(state: State) -> Trained:
     """What one SAE's training has given, in memory of its own, for raw activations."""
     sae = SAE(state.sae.d_in, state.sae.d_sae)
     sae.load_state_dict(state.sae.state_dict())
-    return Trained(sae.fold_scale_(state.scale), list(state.history), state.scale, state.step)
+    sae.fold_scale_(state.scale)
+    return Trained(sae, list(state.history), state.scale, state.step, state.memory)

@@ -87,7 +87,7 @@ def train(
         plan: how the step is computed; by default the fastest, measured on this machine.
         compile: let torch.compile fuse the dense way; a minute at the start, pays on a GPU.
         log_every: steps between records of the history.
-        progress: show a progress bar.
+        progress: show a progress bar, which first says how much memory the training takes.
         callback: called with each new record and the SAE in training.
         checkpoint: a folder. If it holds a checkpoint of this run, the run goes on from there,
             on the CPU to the same bits as without the break; a finished run returns at once.
@@ -106,24 +106,24 @@ def train(
     check_device(device)
     source = batches(data, batch_size, seed=seed)
     resample_steps, watch_steps = resampling_steps(resample_at, steps)
+    quiet = not progress or parallel.rank() > 0
     with contextlib.ExitStack() as stack:
         keeper, stored = _open_checkpoint(given, source, stack)
-        state, plan = _begin(given, source, stored)
+        room = _room(given, source)
+        bar = tqdm(total=steps, initial=stored.record["step"] if stored else 0, unit="step",
+                   desc=memory.title("SAE", room), mininterval=0.5, disable=quiet)  # fmt: skip
+        stack.callback(bar.close)
+        state, plan = _begin(given, source, stored, room)
         del stored  # as large as the state
         stop = stack.enter_context(Stop())
         kernel = parallel.Shared(Kernel(plan, precision=precision, compile=compile), stop)
         feed = Feed(source, device, parallel.share)
-        quiet = not progress or parallel.rank() > 0
-        bar = tqdm(total=steps, initial=state.step, desc="SAE", unit="step", mininterval=0.5,
-                   disable=quiet)  # fmt: skip
-        stack.callback(bar.close)
         keeper.save(state, feed, plan)
         with contextlib.suppress(KeyboardInterrupt):
             while state.step < steps and not kernel.stop_now():
                 x_BD = next(feed) if state.scale == 1 else next(feed) * state.scale
                 i, state.whole = state.step, False
-                for group in state.optimizer.param_groups:
-                    group["lr"] = lr * lr_factor(i, steps, warmup=lr_warmup, decay=lr_decay)
+                state.optimizer.lr = lr * lr_factor(i, steps, warmup=lr_warmup, decay=lr_decay)
                 strength = l1_coefficient * l1_factor(i, steps, warmup=l1_warmup)
                 loss, count_F = step(
                     state.sae, x_BD, state.optimizer, l1_coefficient=strength,
@@ -172,18 +172,27 @@ def _open_checkpoint(
     return keeper, stored
 
 
+def _room(given: dict[str, Any], source: Shuffled | Streamed) -> dict[str, int]:
+    """The memory that the training takes, if there is room for it."""
+    device, d_sae = given["device"], given["d_sae"]
+    check_range(d_sae, "d_sae", 1)
+    alone = torch.device(device).type == "cuda"  # each process has a GPU of its own
+    return memory.check(
+        source.sample_ND.shape[1], d_sae, source.size, device=device,
+        precision=given["precision"], processes=parallel.size(),
+        neighbours=1 if alone else parallel.neighbours(),
+        checkpoint=given["checkpoint"] is not None,
+    )  # fmt: skip
+
+
 def _begin(
-    given: dict[str, Any], source: Shuffled | Streamed, stored: Stored | None
+    given: dict[str, Any],
+    source: Shuffled | Streamed,
+    stored: Stored | None,
+    room: dict[str, int],
 ) -> tuple[State, Plan]:
     """The state to start with and the kernel's plan: new ones, or those of a checkpoint."""
     sample_ND, device, d_sae = source.sample_ND.float(), given["device"], given["d_sae"]
-    check_range(d_sae, "d_sae", 1)
-    alone = torch.device(device).type == "cuda"  # each process has a GPU of its own
-    memory.check(
-        sample_ND.shape[1], d_sae, source.size, device=device, precision=given["precision"],
-        processes=parallel.size(), neighbours=1 if alone else parallel.neighbours(),
-        checkpoint=given["checkpoint"] is not None,
-    )  # fmt: skip
     scale = mean_norm_scale(sample_ND) if given["normalize"] else 1.0
     init_norm = 1.0 if given["decoder_norm"] == "unit_norm" else 0.1
     sae = SAE.from_data(
@@ -191,7 +200,7 @@ def _begin(
         seed=given["seed"],
     ).to(device)  # fmt: skip
     parallel.same(sae.parameters())
-    state = State(sae, lr=given["lr"], seed=given["seed"], scale=scale)
+    state = State(sae, lr=given["lr"], seed=given["seed"], scale=scale, memory=room)
     if not stored:
         plan = given["plan"] or measured_plan(sae.d_in, d_sae, source.size, device=device)
         return state, plan

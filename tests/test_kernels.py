@@ -5,7 +5,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from saelearn import kernels
+from saelearn import active, kernels
 from saelearn.encoders import ENCODERS
 from saelearn.kernels import Kernel, Plan, Stack
 from saelearn.sae import SAE, l1_loss
@@ -88,8 +88,11 @@ def test_extreme_cases(plan, case):
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_batches_of_several_chunks(plan):
-    """More rows than are searched at once, not a multiple of them."""
+def test_batches_of_several_chunks(plan, monkeypatch):
+    """More rows than are searched at once, not a multiple of them; tables column by column."""
+    monkeypatch.setattr(active, "CHUNK_ROWS", 1_024)
+    monkeypatch.setattr(active, "COLUMNS", 3)
+    monkeypatch.setattr(active, "TABLE", 200)
     torch.manual_seed(0)
     sae = SAE(8, 30, decoder_init_norm=0.5)
     sae.b_enc.data -= 0.4 + 0.01 * torch.rand(30)
@@ -125,8 +128,10 @@ def test_the_screen_loses_nothing_whatever_the_sizes_of_its_columns():
 
 @pytest.mark.parametrize("plan", [*PLANS, Plan("plain", 0.3), Plan("screen", 0.3)], ids=str)
 @pytest.mark.parametrize("norm", ["weighted", "unit_norm"])
-def test_saes_side_by_side_are_those_alone_to_the_bit(plan, norm):
-    """Dense ones, sparse ones and both in one sweep."""
+@pytest.mark.parametrize("table", [active.TABLE, 7_000, 200])
+def test_saes_side_by_side_are_those_alone_to_the_bit(plan, norm, table, monkeypatch):
+    """Dense ones, sparse ones and both in one sweep; all in one list, some, or one by chunks."""
+    monkeypatch.setattr(active, "TABLE", table)
     torch.manual_seed(0)
     K, D, F = 5, 16, 40
     W_KFD = torch.randn(K, F, D)

@@ -11,7 +11,7 @@ import torch
 
 from saelearn import memory
 from saelearn.errors import Refusal
-from saelearn.train import train
+from saelearn.train import sweep, train
 
 
 def test_lesson_07s_sum_for_gpt_3():
@@ -41,7 +41,7 @@ GROWTH = """
 import torch
 from saelearn import memory
 from saelearn.kernels import Plan
-from saelearn.train import train
+from saelearn.train import sweep, train
 D, F, B, below = {}
 def training(x, features):
     train(x, features, l1_coefficient=1.0, steps=3, batch_size=B, progress=False,
@@ -114,6 +114,23 @@ def test_training_asks_before_it_spends(monkeypatch):
     monkeypatch.setattr("saelearn.train.SAE.from_data", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(Refusal, match="d_sae="):
         train(torch.randn(2_000, 64), 10_000, l1_coefficient=1.0, steps=5, progress=False)
+
+
+def test_training_says_what_it_takes_before_it_takes_it(monkeypatch, capsys):
+    """In the first state of the progress bar, and in what comes back."""
+    words = memory.in_units(sum(memory.needed(8, 16, 64).values()))
+    arguments = {"steps": 3, "batch_size": 64}
+    found = train(torch.randn(200, 8), 16, l1_coefficient=0.1, **arguments)
+    assert f"SAE, {words} of memory:   0%" in capsys.readouterr().err
+    assert found.memory == memory.needed(8, 16, 64)
+    both = sweep(torch.randn(200, 8), 16, [0.1, 0.2], **arguments)
+    words = memory.in_units(sum(memory.needed(8, 32, 64).values()))
+    assert f"2 SAEs at once, {words} of memory:   0%" in capsys.readouterr().err
+    assert both[0].memory == memory.needed(8, 32, 64)
+    monkeypatch.setattr("saelearn.train.SAE.from_data", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(torch.randn(200, 8), 16, l1_coefficient=0.1, **arguments)
+    assert "of memory:   0%" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +18,7 @@ from saelearn import train as training
 from saelearn.errors import Refusal
 from saelearn.resampling import generator_for
 from saelearn.sae import DECODER_NORMS, SAE
+from saelearn.step import Adam
 from saelearn.toy import PlantedFeatures
 from saelearn.train import lr_factor, resample, step, train
 
@@ -268,6 +271,32 @@ def test_interruption_keeps_what_was_trained() -> None:
     x = 3 * rows()  # what there is takes raw activations, like what is finished
     assert metrics.explained_variance(x, stopped.sae(x).x_hat) > -1
     assert stopped.sae(x).x_hat.norm() > 0.3 * x.norm()
+
+
+# --- Adam -----------------------------------------------------------------------------------------
+
+
+def test_adam_is_pytorchs_to_the_bit() -> None:
+    ours, theirs = random_sae(), random_sae()
+    optimizers = (Adam(ours.parameters(), lr=0.01),
+                  torch.optim.Adam(theirs.parameters(), lr=0.01, fused=True))  # fmt: skip
+    for i in range(5):
+        for sae, optimizer in zip((ours, theirs), optimizers, strict=True):
+            step(sae, rows(B), optimizer, l1_coefficient=0.1 * i)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b) and a.stride() == b.stride()
+        mine, other = (optimizer.state[p] for optimizer, p in zip(optimizers, (a, b), strict=True))
+        assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+def test_a_training_loads_no_compiler() -> None:
+    """The first `torch.optim.Adam` of a process would, and take most of a second."""
+    code = (
+        "import sys, torch; from saelearn.train import train; "
+        "train(torch.randn(50, 4), 8, l1_coefficient=0.1, steps=3, progress=False); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # --- resampling -----------------------------------------------------------------------------------
