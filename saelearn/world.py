@@ -62,6 +62,7 @@ PLACES = Bag(
     )
 )
 NAMES = Bag(terms("name", "Anna, Ben, Clara, David, Emma, Felix, Greta, Hugo"))
+WOMEN = NAMES.options[::2]
 DIGITS = evenly("0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
 
 WEATHER = Bag(terms("weather", "sunny, rainy, snowy, windy, foggy"))
@@ -71,6 +72,8 @@ MOOD_GIVEN = {  # the weather makes the mood, three times in four
     weather: Bag({_MOODS[w]: 0.75 if w == weather else 0.0625 for w in _MOODS})
     for weather in _MOODS
 }
+SHOWS = {"happy": "smiled", "sad": "cried", "excited": "jumped", "nervous": "hid",
+         "lost": "wandered"}  # fmt: skip
 
 KOREAN = {
     "golden_retriever": "골든 리트리버", "poodle": "푸들", "beagle": "비글", "husky": "허스키",
