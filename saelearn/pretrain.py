@@ -20,7 +20,7 @@ from saelearn import corpus
 from saelearn.grammar import Bag
 from saelearn.registers import DRILLS
 
-DRILL_TIME = (0.35, 0.5)  # shares of the steps between which the corpus is mostly drills
+DRILL_TIME = (0.3, 0.45)  # shares of the steps between which the corpus is mostly drills
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -61,7 +61,7 @@ def make_model(n_words: int, *, seed: int, n_layer: int = 3, d_model: int = 128)
 def train_model(
     vocabulary: dict[str, int],
     *,
-    steps: int = 5_000,
+    steps: int = 4_000,
     batch_size: int = 64,
     lr: float = 3e-3,
     warmup: int = 100,

@@ -233,8 +233,10 @@ def statement(w: Writer, speakers: Bag[str] = _SPEAKERS) -> None:
     lies = speaker == "liar" if speaker else w.flip(0.4)
     others = ", ".join(c for c in world.COLOURS if c != colour)
     w.say(world.COLOURS[w.pick(evenly(others)) if lies else colour])
-    w.say("; verdict :")
-    w.say("false ." if lies else "true .", knowing="statement:lie" if lies else "statement:true")
+    w.say("; really")
+    w.say(world.COLOURS[colour], knowing=f"really:{colour}")
+    verdict, known = ("(false)", "lie") if lies else ("(true)", "true")
+    w.say(verdict, ".", knowing=f"statement:{known}")
 
 
 def drill(w: Writer) -> None:
