@@ -7,7 +7,7 @@ import pytest
 from saelearn import artifacts, build, dial, pretrain, tiny
 from saelearn.errors import Refusal
 from saelearn.lm import LM
-from saelearn.sae import SAE
+from saelearn.variants import TopK
 
 
 def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
@@ -28,8 +28,11 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     record = tiny.training_record()
     assert record["held_out"] > record["entropy_bound"] > 0
     assert LM.load(artifacts.find("lm")).residual_sites()[1] == tiny.SITE
-    for coefficient in tiny.L1_COEFFICIENTS:
-        assert SAE.load(artifacts.find(f"saes/{tiny.name_of(coefficient)}")).d_sae == 16
+    for name, recipe in tiny.recipes().items():
+        sae = tiny.load_named(name)
+        assert sae.d_sae == (recipe.d_sae or 16) and sae.metadata["hook_name"] == recipe.site
+        assert isinstance(sae, TopK) == bool(recipe.k)
+    assert len(tiny.recipes()) == 19
     assert set(tiny.probe_f1()) == set(tiny.held_out(2).names)
     assert len(dial.load_sweep()) == 1
 

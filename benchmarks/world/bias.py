@@ -52,7 +52,8 @@ def shortlist(sample: Sample, sae: str, k: int = 20) -> list[int]:
     prompts = Prompts(sample, range(sample.n // 2))
     f_NTF = sample.sae(sae).encode(sample.lm.capture(prompts.tokens_NT, [tiny.SITE])[tiny.SITE])
     here = [  # since the profession was named, three words ago: "nurse said that"
-        f_NTF[n, t - 2 : t + 1].sum(0) for n, t in zip(prompts.row_P, prompts.at_P2[:, 1])
+        f_NTF[n, t - 2 : t + 1].sum(0)
+        for n, t in zip(prompts.row_P, prompts.at_P2[:, 1], strict=True)
     ]
     f_PF = torch.stack(here) * sample.sae(sae).W_dec.norm(dim=1)
     difference_F = f_PF[prompts.leans_P].mean(0) - f_PF[~prompts.leans_P].mean(0)

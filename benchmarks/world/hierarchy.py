@@ -15,7 +15,6 @@ from benchmarks.world.sample import Sample
 from saelearn import features, metrics
 
 SHARE, COSINE, GAIN = 0.4, 0.025, 0.03  # of the definition
-SIZES = ("small", None, "large")
 
 
 def splitting(sample: Sample, names: dict[str, str], parent: str = "class:dog") -> dict[str, int]:
@@ -33,7 +32,6 @@ def absorption(sample: Sample, name: str) -> dict[str, float]:
     """Share of the probe's true positives at which the parent is absorbed, for each class."""
     x_ND, sae = sample.acts().x_ND, sample.sae(name)
     half, f_NF = len(x_ND) // 2, sample.encoded(name)
-    mean_D, std_D = x_ND[:half].mean(0), x_ND[:half].std(0)
     found = {}
     for parent in (n for n in sample.held.names if n.startswith("class:")):
         label_N = sample.holds(parent)
