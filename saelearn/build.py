@@ -27,7 +27,7 @@ from saelearn.variants import TopK
 HELD_OUT_DOCUMENTS = 4_000
 FOURGRAM_DOCUMENTS = 200_000
 SAE_DOCUMENTS = 24_000  # 1.5 million tokens
-SAE_TRAINING = {"steps": 4_000, "batch_size": 2_048, "lr": 2e-3, "log_every": 250}
+SAE_TRAINING = {"steps": 12_000, "batch_size": 1_024, "lr": 2e-3, "log_every": 250}
 PROBE_DOCUMENTS = 2_000
 
 

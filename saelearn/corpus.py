@@ -7,7 +7,7 @@ Document `index` of `seed` is always the same, so a corpus is a pair of numbers 
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,9 +90,26 @@ def vocabulary(n: int = 20_000) -> list[str]:
 
 @lru_cache(maxsize=2)
 def concept_names(n: int = 4_000, minimum: int = 50) -> tuple[str, ...]:
-    """Concepts that hold at `minimum` or more tokens of `n` documents, in alphabetical order."""
-    counts = Counter(name for doc in documents(n) for names in doc.concepts for name in set(names))
-    return tuple(sorted(name for name, count in counts.items() if count >= minimum))
+    """Concepts that hold at `minimum` or more tokens of `n` documents, in alphabetical order.
+
+    A concept that holds at one word, whenever it stands there and nowhere else, is left out: to
+    find it, reading the word is enough, and it would say nothing about a model.
+    """
+    words, counts, places = Counter(), Counter(), defaultdict(Counter)
+    for doc in documents(n):
+        words.update(doc.tokens)
+        for word, names in zip(doc.tokens, doc.concepts, strict=True):
+            for name in set(names):
+                counts[name] += 1
+                places[name][word] += 1
+    return tuple(
+        sorted(
+            name
+            for name, count in counts.items()
+            if count >= minimum
+            and (len(places[name]) > 1 or words[next(iter(places[name]))] > count)
+        )
+    )
 
 
 def labels(docs: Sequence[Document], names: Sequence[str]) -> Tensor:

@@ -104,7 +104,7 @@ def arithmetic(w: Writer) -> None:
         with w.within("math:plus" if plus else "math:minus"):
             w.say("+" if plus else "-")
             b = int(w.pick(world.DIGITS if plus else evenly(", ".join(map(str, range(a + 1))))))
-            w.say(str(b), also=(f"operand:{b}",))
+            w.say(str(b))
             result = a + b if plus else a - b
             w.say("=", also=(f"result:{result}",))
             w.say(str(result), ";", also=("math:result",))

@@ -58,7 +58,7 @@ def story(w: Writer) -> None:
 
 def _action(w: Writer, actions: dict[str, Bag[str]], label: str) -> None:
     w.recall(f"about_class:{label}")
-    w.say(Term((w.pick(actions[label]),), "action", (f"action:{label}",)))
+    w.say(Term((w.pick(actions[label]),), "action", ("action:any",)))
 
 
 def _acts(w: Writer, hero: Term, weather: Term, place: Term) -> None:

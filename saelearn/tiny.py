@@ -20,7 +20,7 @@ SITE = "transformer.h.1:out"  # the residual stream after the middle block
 NEURONS = "blocks.1.mlp.hook_post"  # the neurons of the same block
 D_SAE = 1_024
 L1_COEFFICIENTS = (0.3, 0.5, 0.8, 1.2, 2.0, 3.5, 6.0, 10.0)
-L1_DEFAULT = 0.8
+L1_DEFAULT = 0.5
 K_DEFAULT = 12
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.world import bias, choices, detectors, hierarchy, lies, model, neurons, steering
-from benchmarks.world.sample import REPRESENTED, Sample, mean_sd
+from benchmarks.world.sample import REPRESENTED, Sample, is_concept, mean_sd
 from saelearn import artifacts, tiny
 
 
@@ -39,9 +39,9 @@ def measure(size: Size, chosen: dict, say: Callable[[str], None] = lambda text: 
     sample, default = Sample(size.documents), tiny.name_of(tiny.L1_DEFAULT)
     say("model")
     found = model.measure(size.seeds, size.documents, size.texts)
-    probe = tiny.probe_f1()
+    probe = {name: f1 for name, f1 in tiny.probe_f1().items() if is_concept(name)}
     found |= {
-        "concepts": sum(not name.startswith("register:") for name in probe),
+        "concepts": len(probe),
         "registers": len(sample.held.registers),
         "represented": sum(value >= REPRESENTED for value in probe.values()),
         "scored": len(sample.scored),

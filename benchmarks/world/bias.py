@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.world.sample import Sample, mean_sd
 from saelearn import steer, tiny, world
+from saelearn.lm import Edit
 
 
 class Prompts:
@@ -35,22 +36,27 @@ class Prompts:
         self.documents, inverse = self.at_P2[:, 0].unique(return_inverse=True)
         self.tokens_NT, self.row_P = tokens_NT[self.documents], inverse
 
-    def p_she(self, edits: dict | None = None) -> Tensor:
+    def p_she(self, without: dict[str, Edit] | None = None) -> Tensor:
         """P(she) / (P(she) + P(he)) at each prompt."""
-        logits_NTV = self.lm.logits(self.tokens_NT, edits)
+        logits_NTV = self.lm.logits(self.tokens_NT, without)
         here_PV = logits_NTV[self.row_P, self.at_P2[:, 1]]
         return torch.sigmoid(here_PV[:, self.she] - here_PV[:, self.he])
 
-    def gap(self, edits: dict | None = None) -> float:
+    def gap(self, without: dict[str, Edit] | None = None) -> float:
         """Mean P(she) where the profession leans to "she", less the mean where it does not."""
-        p_P = self.p_she(edits)
+        p_P = self.p_she(without)
         return float(p_P[self.leans_P].mean() - p_P[~self.leans_P].mean())
+
+
+def edits(sample: Sample, sae: str, features: list[int]) -> dict[str, Edit]:
+    """The ablation of some features at the SAE's own site."""
+    return {tiny.recipes()[sae].site: steer.ablate(sample.sae(sae), features)}
 
 
 def shortlist(sample: Sample, sae: str, k: int = 20) -> list[int]:
     """Features that differ most between the two kinds of profession, at or before the pronoun."""
-    prompts = Prompts(sample, range(sample.n // 2))
-    f_NTF = sample.sae(sae).encode(sample.lm.capture(prompts.tokens_NT, [tiny.SITE])[tiny.SITE])
+    prompts, site = Prompts(sample, range(sample.n // 2)), tiny.recipes()[sae].site
+    f_NTF = sample.sae(sae).encode(sample.lm.capture(prompts.tokens_NT, [site])[site])
     here = [  # since the profession was named, three words ago: "nurse said that"
         f_NTF[n, t - 2 : t + 1].sum(0)
         for n, t in zip(prompts.row_P, prompts.at_P2[:, 1], strict=True)
@@ -67,7 +73,7 @@ def choose(sample: Sample, sae: str, *, most: int = 8, goal: float = 0.05) -> li
     left = abs(prompts.gap())
     while left > goal and len(chosen) < most:
         gaps = {
-            i: abs(prompts.gap({tiny.SITE: steer.ablate(sample.sae(sae), [*chosen, i])}))
+            i: abs(prompts.gap(edits(sample, sae, [*chosen, i])))
             for i in candidates
             if i not in chosen
         }
@@ -82,9 +88,9 @@ def choose(sample: Sample, sae: str, *, most: int = 8, goal: float = 0.05) -> li
 def score(sample: Sample, sae: str, chosen: list[int]) -> dict[str, float]:
     """The gap before and after, the price, and what as many random features do."""
     prompts = Prompts(sample, range(sample.n // 2, sample.n))
-    edits = {tiny.SITE: steer.ablate(sample.sae(sae), chosen)}
+    without = edits(sample, sae, chosen)
     tokens_NT = sample.held.tokens_NT[sample.n // 2 :]
-    clean, ablated = sample.lm.loss(tokens_NT), sample.lm.loss(tokens_NT, edits)
+    clean, ablated = sample.lm.loss(tokens_NT), sample.lm.loss(tokens_NT, without)
     before = prompts.gap()
     f_NF = sample.encoded(sae)
     living = (f_NF > 0).double().mean(0).gt(1e-4).nonzero().flatten()
@@ -92,10 +98,10 @@ def score(sample: Sample, sae: str, chosen: list[int]) -> dict[str, float]:
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         some = living[torch.randperm(len(living), generator=generator)[: len(chosen)]].tolist()
-        random.append(before - prompts.gap({tiny.SITE: steer.ablate(sample.sae(sae), some)}))
+        random.append(before - prompts.gap(edits(sample, sae, some)))
     return {
         "before": before,
-        "after": prompts.gap(edits),
+        "after": prompts.gap(without),
         "features": len(chosen),
         "ce_rise": ablated / clean - 1,
         "prompts": len(prompts.leans_P),

@@ -10,6 +10,7 @@ from benchmarks.world.sample import Sample
 from saelearn import artifacts, tiny
 
 STEERING_SAES = (tiny.name_of(tiny.L1_DEFAULT), "topk")
+BIAS_SAES = (*STEERING_SAES, "block2_l1", "block2_topk")
 START = 60_000  # documents that nothing is scored on
 
 
@@ -23,7 +24,7 @@ def make(n_documents: int) -> dict:
     for name in steering.TARGETS:
         first, everywhere = steering.choose(sample, name, saes=STEERING_SAES)
         settings[name] = {"first": list(first), "everywhere": list(everywhere)}
-    biased = {name: bias.choose(sample, name) for name in STEERING_SAES}
+    biased = {name: bias.choose(sample, name) for name in BIAS_SAES}
     gaps = {name: bias.score(sample, name, chosen) for name, chosen in biased.items()}
     best = min(biased, key=lambda n: (gaps[n]["after"] > 0.1, gaps[n]["features"]))
     return {

@@ -17,6 +17,11 @@ REPRESENTED = 0.8  # F1 of a probe from which on a concept counts as represented
 ENOUGH = 5  # tokens that a concept needs in either half to be scored
 
 
+def is_concept(name: str) -> bool:
+    """A register is where a text comes from, not something that a word means."""
+    return not name.startswith("register:")
+
+
 @dataclass
 class Sample:
     """Held-out documents `start` to `start + n` and what the model makes of them.
@@ -53,7 +58,7 @@ class Sample:
         return tuple(
             name
             for name, count in zip(self.held.names, counts.tolist(), strict=True)
-            if probe.get(name, 0) >= REPRESENTED and count >= ENOUGH
+            if is_concept(name) and probe.get(name, 0) >= REPRESENTED and count >= ENOUGH
         )
 
     @cached_property
