@@ -61,7 +61,7 @@ def make_model(n_words: int, *, seed: int, n_layer: int = 3, d_model: int = 128)
 def train_model(
     vocabulary: dict[str, int],
     *,
-    steps: int = 4_000,
+    steps: int = 5_000,
     batch_size: int = 64,
     lr: float = 3e-3,
     warmup: int = 100,

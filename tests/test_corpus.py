@@ -201,13 +201,18 @@ def test_labels_stand_at_their_tokens(docs: list[corpus.Document]) -> None:
             assert held == set(docs[n].concepts[t]) & set(names)
 
 
-def test_concept_names_are_frequent_and_sorted() -> None:
+def test_concept_names_are_frequent_sorted_and_no_single_word() -> None:
     names = corpus.concept_names(300, 10)
     assert list(names) == sorted(set(names))
-    counts = collections.Counter(
-        name for doc in corpus.documents(300) for held in doc.concepts for name in set(held)
-    )
-    assert set(names) == {name for name, count in counts.items() if count >= 10}
+    holds, words = collections.defaultdict(list), collections.Counter()
+    for doc in corpus.documents(300):
+        words.update(doc.tokens)
+        for word, held in zip(doc.tokens, doc.concepts, strict=True):
+            for name in set(held):
+                holds[name].append(word)
+    one_word = {n for n, at in holds.items() if len(set(at)) == 1 and len(at) == words[at[0]]}
+    assert set(names) == {n for n, at in holds.items() if len(at) >= 10} - one_word
+    assert "object:ball" in one_word and "animal:poodle" in names
 
 
 def test_words_carry_their_concepts(docs: list[corpus.Document]) -> None:

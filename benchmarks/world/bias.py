@@ -53,7 +53,7 @@ def edits(sample: Sample, sae: str, features: list[int]) -> dict[str, Edit]:
     return {tiny.recipes()[sae].site: steer.ablate(sample.sae(sae), features)}
 
 
-def shortlist(sample: Sample, sae: str, k: int = 20) -> list[int]:
+def shortlist(sample: Sample, sae: str, k: int = 32) -> list[int]:
     """Features that differ most between the two kinds of profession, at or before the pronoun."""
     prompts, site = Prompts(sample, range(sample.n // 2)), tiny.recipes()[sae].site
     f_NTF = sample.sae(sae).encode(sample.lm.capture(prompts.tokens_NT, [site])[site])
@@ -66,22 +66,25 @@ def shortlist(sample: Sample, sae: str, k: int = 20) -> list[int]:
     return difference_F.abs().topk(k).indices.tolist()
 
 
-def choose(sample: Sample, sae: str, *, most: int = 8, goal: float = 0.05) -> list[int]:
-    """Features whose ablation closes the gap, one after another, on the first half."""
-    prompts = Prompts(sample, range(sample.n // 2))
+def choose(
+    sample: Sample, sae: str, *, most: int = 8, goal: float = 0.05, price: float = 0.025
+) -> list[int]:
+    """Features whose ablation closes the gap, one after another, on the first half.
+
+    A feature that brings the rise of the loss above `price` is passed over.
+    """
+    prompts, tokens_NT = Prompts(sample, range(sample.n // 2)), sample.held.tokens_NT[:400]
     candidates, chosen = shortlist(sample, sae), []
-    left = abs(prompts.gap())
-    while left > goal and len(chosen) < most:
-        gaps = {
-            i: abs(prompts.gap(edits(sample, sae, [*chosen, i])))
-            for i in candidates
-            if i not in chosen
-        }
+    left, clean = abs(prompts.gap()), sample.lm.loss(tokens_NT)
+    while left > goal and len(chosen) < most and candidates:
+        gaps = {i: abs(prompts.gap(edits(sample, sae, [*chosen, i]))) for i in candidates}
         best = min(gaps, key=gaps.get)
         if gaps[best] >= left:
             break
-        left = gaps[best]
-        chosen.append(best)
+        candidates.remove(best)
+        if sample.lm.loss(tokens_NT, edits(sample, sae, [*chosen, best])) / clean - 1 <= price:
+            left = gaps[best]
+            chosen.append(best)
     return chosen
 
 

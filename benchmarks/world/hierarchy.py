@@ -15,13 +15,15 @@ from benchmarks.world.sample import Sample
 from saelearn import features, metrics
 
 SHARE, COSINE, GAIN = 0.4, 0.025, 0.03  # of the definition
+PEAK = 0.2  # of a feature's maximum, above which it counts as firing for splitting
 
 
 def splitting(sample: Sample, names: dict[str, str], parent: str = "class:dog") -> dict[str, int]:
     """How many features are precise (0.9) for a class and catch 1 % of it, per dictionary."""
     found, label_N = {}, sample.holds(parent)
     for size, name in names.items():
-        fires_NF = sample.encoded(name) > 0
+        f_NF = sample.encoded(name)
+        fires_NF = f_NF > PEAK * f_NF.amax(0)
         hits_F = fires_NF[label_N].sum(0)
         precise_F = hits_F >= 0.9 * fires_NF.sum(0)
         found[size] = int((precise_F & (hits_F >= 0.01 * label_N.sum())).sum())
