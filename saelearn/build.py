@@ -24,6 +24,7 @@ from saelearn.lm import LM
 from saelearn.train import Trained, lr_factor, train
 from saelearn.variants import TopK
 
+LM_SEED = 1  # where a model looks back for what was said, in block 1 or 2, differs between seeds
 HELD_OUT_DOCUMENTS = 4_000
 FOURGRAM_DOCUMENTS = 200_000
 SAE_DOCUMENTS = 24_000  # 1.5 million tokens
@@ -44,7 +45,7 @@ def build_lm(root: Path) -> None:
     """The tokenizer and the model, the untrained model, and how training went."""
     tokenizer = pretrain.make_tokenizer()
     vocabulary = tokenizer.get_vocab()
-    model, history = pretrain.train_model(vocabulary)
+    model, history = pretrain.train_model(vocabulary, seed=LM_SEED)
     docs = list(corpus.documents(HELD_OUT_DOCUMENTS, seed=corpus.HELD_OUT))
     record = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -167,9 +168,9 @@ def build_dial(root: Path) -> None:
 
 
 STEPS = {
-    "lm": Step(build_lm, 12, "tokenizer, tiny language model, the same untrained"),
-    "fourgrams": Step(build_fourgrams, 0.5, "every run of four words that the corpus writes"),
-    "saes": Step(build_saes, 20, "SAEs over six L1 coefficients, and one on the untrained model"),
+    "lm": Step(build_lm, 14, "tokenizer, tiny language model, the same untrained"),
+    "fourgrams": Step(build_fourgrams, 1, "every run of four words that the corpus writes"),
+    "saes": Step(build_saes, 50, "SAEs over eight L1 coefficients, seeds, sizes, sites and TopK"),
     "probes": Step(build_probes, 1, "what a linear probe reads off the site"),
     "dial": Step(build_dial, 2, "the toy sweep behind the L1 dial"),
 }
