@@ -60,10 +60,11 @@ def choose(sample: Sample, name: str, *, saes: tuple[str, ...], n: int = 50) -> 
     def value(setting: Setting, seed: int) -> float:
         texts_NT = write(sample, direction(sample, setting), setting, unit, n, seed)
         valid = tiny.validity(texts_NT)
-        return rate(texts_NT) * min(1.0, valid / 0.87)
+        return rate(texts_NT) * min(1.0, valid / 0.87) ** 4  # text that falls apart is no success
 
     candidates = [
-        Setting(sae, feature, 1.0, "first 8")
+        Setting(sae, feature, 1.0, span)
+        for span in ("first 8", "first 16")
         for sae in saes
         for feature in _writers(sample, sae, name, unit)
     ]
