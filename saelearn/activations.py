@@ -5,17 +5,20 @@ Shapes: N documents, T positions, D activation width; rows are (document, positi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from saelearn.errors import Refusal, check_range
 from saelearn.lm import LM, Edit
 from saelearn.metrics import ABLATIONS, LossRecovered, loss_recovered
 from saelearn.sae import SAE
+from saelearn.shards import to_dtype
+from saelearn.source import Source, write
+from saelearn.store import MEMORY_LIMIT, ActivationStore
 
 
 @dataclass(frozen=True)
@@ -74,18 +77,60 @@ def collect(
             the same and, in many models, enormous.
         progress: show a progress bar.
     """
-    if tokens_NT.ndim != 2 or tokens_NT.shape[0] == 0 or tokens_NT.shape[1] <= skip:
-        raise Refusal(
-            f"documents [N, T] with T > {skip}",
-            f"shape {tuple(tokens_NT.shape)}",
-            "tokenize some text first",
-        )
     check_range(batch_size, "batch_size", 1)
-    parts = [
-        lm.capture(tokens_BT, [site])[site][:, skip:].flatten(0, 1).float().cpu()
-        for tokens_BT in tqdm(tokens_NT.split(batch_size), desc=site, disable=not progress)
-    ]
+    source = Source(lm, tokens_NT, site, skip, None, batch_size, progress)
+    parts = [source.rows(tokens_BT).float().cpu() for tokens_BT in source]
     return Activations(torch.cat(parts), tokens_NT, site, skip)
+
+
+def gather(
+    lm: LM,
+    documents: Tensor | Iterable[Tensor],
+    site: str,
+    *,
+    folder: str | os.PathLike | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    dtype: str = "float16",
+    skip: int = 1,
+    padding: int | None = None,
+    pass_size: int = 128,
+    batch_size: int = 1_024,
+    epochs: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> ActivationStore:
+    """Shuffled batches of a site's activations for `train`: from memory if they fit, else disk.
+
+    Args:
+        lm, documents, site, dtype, skip, padding, pass_size, progress: as for `write`.
+        folder: where to keep what does not fit. What an earlier call has put there is used, if
+            it was the same call.
+        memory_limit, batch_size, epochs, seed: as for `ActivationStore`.
+
+    Raises:
+        Refusal: the rows need a folder and none is given; the message says how large they are.
+    """
+    how = {"batch_size": batch_size, "epochs": epochs, "seed": seed, "memory_limit": memory_limit}
+    source = Source(lm, documents, site, skip, padding, pass_size, progress)
+    room, received = f"{memory_limit / 2**30:.2f} GiB (memory_limit)", "documents of unknown number"
+    if isinstance(documents, Tensor):
+        rows, d_in = int(source.kept(documents).sum()), source.d_in(documents)
+        x_ND = to_dtype(torch.empty(0, d_in), dtype)
+        if rows * d_in * x_ND.itemsize <= memory_limit:
+            return ActivationStore(source.fill(x_ND.new_empty(rows, d_in), dtype), **how)
+        size = rows * d_in * x_ND.itemsize / 2**30
+        received = f"{rows:,} rows of width {d_in} in {dtype}: {size:.2f} GiB"
+    if folder is None:
+        raise Refusal(
+            f"activations that fit into {room}, or a folder",
+            received,
+            "folder=... keeps them on disk; or fewer documents, or a larger memory_limit",
+        )
+    write(
+        lm, documents, site, folder, dtype=dtype, skip=skip, padding=padding, pass_size=pass_size,
+        progress=progress,
+    )  # fmt: skip
+    return ActivationStore(folder, **how)
 
 
 def stream(
@@ -98,29 +143,31 @@ def stream(
     skip: int = 1,
     seed: int = 0,
 ) -> Iterator[Tensor]:
-    """Shuffled batches `x_BD` made while training, for more text than fits in memory.
+    """Shuffled batches `x_BD` made while training, for text that is read only once.
+
+    Each row is given out once; the last batch is as small as it has to be. Neighbours in the
+    text stay nearer to each other than with `gather`, which is also faster from the second
+    epoch on.
 
     Args:
         documents: batches `tokens_BT` of token ids, as long as the training needs.
         buffer_size: rows that are mixed; half of them are given out before it is refilled.
     """
+    source = Source(lm, documents, site, skip)
     generator = torch.Generator().manual_seed(seed)
     waiting: list[Tensor] = []
-    held = 0
-    for tokens_BT in documents:
-        waiting.append(lm.capture(tokens_BT, [site])[site][:, skip:].flatten(0, 1).float().cpu())
-        held += len(waiting[-1])
-        if held < buffer_size:
+    for tokens_BT in source:
+        waiting.append(source.rows(tokens_BT).float().cpu())
+        if sum(map(len, waiting)) < max(buffer_size, batch_size):
             continue
         x_ND = torch.cat(waiting)
         x_ND = x_ND[torch.randperm(len(x_ND), generator=generator)]
-        n_batches = max(1, len(x_ND) // 2 // batch_size)
-        yield from x_ND[: n_batches * batch_size].split(batch_size)
-        waiting = [x_ND[n_batches * batch_size :]]
-        held = len(waiting[0])
-    rest_ND = torch.cat(waiting) if waiting else torch.empty(0, 1)
-    rest_ND = rest_ND[torch.randperm(len(rest_ND), generator=generator)]
-    yield from (x_BD for x_BD in rest_ND.split(batch_size) if len(x_BD) == batch_size)
+        n_rows = max(1, len(x_ND) // 2 // batch_size) * batch_size
+        yield from x_ND[:n_rows].split(batch_size)
+        waiting = [x_ND[n_rows:]]
+    if sum(map(len, waiting)):
+        x_ND = torch.cat(waiting)
+        yield from x_ND[torch.randperm(len(x_ND), generator=generator)].split(batch_size)
 
 
 def splice(sae: SAE) -> Edit:

@@ -1,4 +1,4 @@
-"""The commands: `saelearn lab`, `student`, `doctor`, `data`. Layer 5.
+"""The commands: `saelearn lab`, `train`, `student`, `doctor`, `data`. Layer 5.
 
 Thin, and the same on Linux, macOS and Windows; the Makefile calls these. What a command needs is
 imported when it runs, so that `saelearn --help` answers at once.
@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 FIRST_LESSONS = ("00", "02")  # which lesson to open: the first of these that there is
@@ -69,7 +70,8 @@ def student(arguments: argparse.Namespace) -> None:
     from saelearn import course
 
     written = course.write_student(arguments.out)
-    print(f"{len(written)} lessons without solutions are in {arguments.out}")
+    n = sum(path.suffix == ".ipynb" for path in written)
+    print(f"{n} lessons without solutions are in {arguments.out}")
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -90,6 +92,19 @@ def data(arguments: argparse.Namespace) -> None:
             print(f"{name:<12} {step.minutes:>4g} min  {step.what}")
     else:
         build.build(arguments.names)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train an SAE, alone or under torchrun."""
+    from saelearn import jobs
+
+    named = {k: v for k, v in vars(arguments).items() if k not in ("command", "run", "quiet")}
+    return jobs.run(**named, progress=not arguments.quiet)
+
+
+def steps_or_seconds(text: str) -> int | timedelta:
+    """`500` is every 500 steps, `90s` every 90 seconds."""
+    return timedelta(seconds=float(text[:-1])) if text.endswith("s") else int(text)
 
 
 def server_arguments(folder: Path, first: str, port: int, token: str, show: bool) -> list[str]:
@@ -175,7 +190,42 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="*", metavar="NAME", help="which (default: all)")
     command.add_argument("--list", action="store_true", help="say what there is, build nothing")
     command.set_defaults(run=data)
+    _add_train(commands)
     return parser
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train an SAE on a file of activations, or on a model and a text",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Train a sparse autoencoder. Called again it goes on where it was stopped. "
+        "On several processes: torchrun --nproc-per-node 2 -m saelearn.cli train ...",
+    )
+    command.set_defaults(run=train)
+    add = command.add_argument
+    add("--out", type=Path, required=True, help="the folder to save to, in SAELens' layout")
+    add("--activations", type=Path, help=".npy or .safetensors with [N, D], or a store's folder")
+    add("--model", default="tiny", help="without --activations: the model, a folder or a name")
+    add("--site", help="a place in the model, such as transformer.h.1:out (tiny has a default)")
+    add("--text", type=Path, help="a text file (default: the course's own corpus)")
+    add("--documents", type=int, default=4_000, help="how many of the course's corpus")
+    add("--length", type=int, default=128, help="tokens in one document of a text file")
+    add("--d-sae", type=int, help="number of features (default: 16 times the width)")
+    add("--l1", type=float, default=1.0, dest="l1_coefficient", help="lambda: more is sparser")
+    add("--steps", type=int, default=4_000, help="optimizer steps")
+    add("--batch-size", type=int, default=2_048, help="rows a step, of all processes together")
+    add("--lr", type=float, default=1e-3, help="peak learning rate")
+    add("--resample-at", type=float, nargs="*", default=(), metavar="SHARE",
+        help="when dead features start anew, as shares of the steps")  # fmt: skip
+    add("--seed", type=int, default=0, help="of weights, shuffling and resampling")
+    add("--device", default="cpu", help="cpu, cuda or mps")
+    add("--precision", default="fp32", help="fp32 or bf16")
+    add("--checkpoint", type=Path, help="folder of checkpoints (default: beside --out, until done)")
+    add("--checkpoint-every", type=steps_or_seconds, default="60s", metavar="N|Ns",
+        help="steps, or seconds with an s")  # fmt: skip
+    add("--timeout", type=float, default=120.0, help="seconds until a lost process is given up")
+    add("--quiet", action="store_true", help="no progress bar")
 
 
 if __name__ == "__main__":

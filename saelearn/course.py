@@ -55,6 +55,11 @@ def lessons(source: Path | None = None) -> list[Path]:
     return found
 
 
+def pages(source: Path | None = None) -> list[Path]:
+    """What lessons link to and nobody solves, such as the glossary; there may be none."""
+    return sorted((source or notebooks_dir()).glob("*.md"))
+
+
 def student_version(notebook: dict[str, Any]) -> dict[str, Any]:
     """The notebook with each solution replaced by a stub, outputs and counts cleared.
 
@@ -65,7 +70,12 @@ def student_version(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def student_bytes(lesson: Path) -> bytes:
-    """The student version of a lesson as a file's content, the same bytes each time."""
+    """The student version of a lesson as a file's content, the same bytes each time.
+
+    A page has nothing to solve and is handed out as it is.
+    """
+    if lesson.suffix != ".ipynb":
+        return lesson.read_bytes()
     student = student_version(artifacts.read_json(lesson))
     return (json.dumps(student, indent=1, ensure_ascii=False) + "\n").encode()
 
@@ -76,7 +86,8 @@ def write_student(out: Path, source: Path | None = None) -> list[Path]:
     Raises:
         ArtifactError: a lesson of another content is there already; none is written then.
     """
-    versions = {out / lesson.name: student_bytes(lesson) for lesson in lessons(source)}
+    found = lessons(source) + pages(source)
+    versions = {out / lesson.name: student_bytes(lesson) for lesson in found}
     for path, content in versions.items():
         if path.exists() and path.read_bytes() != content:
             remedy = "choose an empty folder, or remove the old version first"
@@ -121,7 +132,7 @@ def prepare(folder: Path, source: Path | None = None) -> list[Outcome]:
     Raises:
         ArtifactError: there are no lessons, or the folder cannot be written to.
     """
-    found = lessons(source)
+    found = lessons(source) + pages(source)
     memory = _recall(folder)
     outcomes = []
     try:
@@ -153,7 +164,7 @@ def _settle(path: Path, content: bytes, known: list[str]) -> Outcome:
         return Outcome(path, "current")
     if _renew(path, content, known):
         return Outcome(path, "renewed")
-    beside = path.with_suffix(".new.ipynb")
+    beside = next(_names_beside(path))
     if _digest(content) in known:  # handed out before: the learner may have used it, or removed it
         return Outcome(path, "kept", beside if beside.exists() else None)
     for name in _names_beside(path):
@@ -165,9 +176,9 @@ def _settle(path: Path, content: bytes, known: list[str]) -> Outcome:
 
 
 def _names_beside(path: Path) -> Iterator[Path]:
-    yield path.with_suffix(".new.ipynb")
+    yield path.with_suffix(f".new{path.suffix}")
     for number in itertools.count(2):
-        yield path.with_suffix(f".new{number}.ipynb")
+        yield path.with_suffix(f".new{number}{path.suffix}")
 
 
 def _renew(path: Path, content: bytes, known: Iterable[str]) -> bool:

@@ -27,6 +27,10 @@ Edit = Callable[[Tensor, Tensor], Tensor]
 """(x_BTD, positions_T) -> the tensor that takes the place of x_BTD."""
 
 
+class _AllFound(Exception):
+    """Ends a forward pass from within a hook: every site that was asked for has been seen."""
+
+
 class LM:
     """A causal language model with its tokenizer, in evaluation mode.
 
@@ -125,7 +129,12 @@ class LM:
 
     @torch.no_grad()
     def capture(self, tokens_BT: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
-        """What passes the sites: site -> `x_BTD`, in one forward pass."""
+        """What passes the sites: site -> `x_BTD`, in one forward pass.
+
+        The pass ends at the last of the sites: later blocks and the logits (for GPT-2 50,257
+        numbers a token) are never computed. Of a site that a pass meets twice, the last is kept
+        that comes before this end.
+        """
         if isinstance(sites, str):
             raise Refusal("a list of sites", f"the string {sites!r}", f"[{sites!r}]")
         found: dict[str, Tensor] = {}
@@ -133,11 +142,14 @@ class LM:
         def keep(site: str) -> Edit:
             def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
                 found[site] = x_BTD.detach().clone()
+                if len(found) == len(set(sites)):
+                    raise _AllFound
                 return x_BTD
 
             return edit
 
-        self.logits(tokens_BT, {site: keep(site) for site in sites})
+        with contextlib.suppress(_AllFound):  # `editing` takes the hooks away on any exception
+            self.logits(tokens_BT, {site: keep(site) for site in sites})
         if silent := [site for site in sites if site not in found]:
             raise Refusal("sites that the forward pass runs through", ", ".join(silent))
         return found

@@ -75,7 +75,7 @@ class SAE(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         rows_FD = torch.randn(d_sae, d_in, generator=generator)
         rows_FD *= decoder_init_norm / rows_FD.norm(dim=1, keepdim=True)
-        self.W_enc = nn.Parameter(rows_FD.T.clone())
+        self.W_enc = nn.Parameter(rows_FD.clone().T)  # feature by feature, as it is read
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(rows_FD)
         self.b_dec = nn.Parameter(torch.zeros(d_in))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from saelearn import toy_step
 from saelearn.errors import Refusal, check_range
 
 
@@ -36,21 +37,20 @@ def sample_features(
         generator: source of randomness.
         correlated: neighbours (0, 1), (2, 3), ... are on or off together, as often as the first.
     """
-    if isinstance(p, Tensor):
-        _check_probabilities(p, n_features)
-    else:
-        check_range(p, "p", 0.0, 1.0)
+    _check_probability(p, n_features)
     on_BG = torch.rand(n, n_features, generator=generator) < p
     if correlated:
         on_BG = on_BG[:, torch.arange(n_features) // 2 * 2]
     return torch.rand(n, n_features, generator=generator) * on_BG
 
 
-def _check_probabilities(p_G: Tensor, n_features: int) -> None:
-    if p_G.shape != (n_features,):
-        raise Refusal(f"p as one number or of shape ({n_features},)", f"shape {tuple(p_G.shape)}")
-    if not ((p_G >= 0) & (p_G <= 1)).all():
-        span = f"values from {p_G.min():g} to {p_G.max():g}"
+def _check_probability(p: float | Tensor, n_features: int) -> None:
+    if not isinstance(p, Tensor):
+        return check_range(p, "p", 0.0, 1.0)
+    if p.shape != (n_features,):
+        raise Refusal(f"p as one number or of shape ({n_features},)", f"shape {tuple(p.shape)}")
+    if not ((p >= 0) & (p <= 1)).all():
+        span = f"values from {p.min():g} to {p.max():g}"
         raise Refusal("p between 0 and 1", span, "pass probabilities, one for each feature")
 
 
@@ -113,6 +113,8 @@ def train_toy(
 ) -> ToyRun:
     """Train `n_instances` toy models on the same stream of data; Adam with cosine decay to 0.
 
+    The loop of lesson 02, its step made fast in `toy_step`.
+
     Args:
         importance_G: weight of each feature in the loss; all 1 if None.
         progress: show a progress bar.
@@ -124,24 +126,23 @@ def train_toy(
     importance_G = torch.ones(n_features) if importance_G is None else importance_G
     if importance_G.shape != (n_features,):
         raise Refusal(f"importance of shape ({n_features},)", f"shape {tuple(importance_G.shape)}")
+    _check_probability(p, n_features)
     generator = torch.Generator().manual_seed(seed)
+    draw = {"generator": generator, "correlated": correlated}
     model = ToyModel(n_features, d_hidden, n_instances=n_instances, seed=seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    batches = toy_step.busy_batches(batch_size, n_features, p, **draw)
+    adam = toy_step.Adam(model)
     history = []
-    for step in tqdm(range(steps), desc="toy models", disable=not progress):
-        f_BG = sample_features(
-            batch_size, n_features, p, generator=generator, correlated=correlated
-        )
-        loss = toy_loss(f_BG, model(f_BG), importance_G).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == steps - 1:
-            history.append((step, loss.item() / n_instances))
     with torch.no_grad():
-        f_BG = sample_features(20_000, n_features, p, generator=generator, correlated=correlated)
+        for step in tqdm(range(steps), desc="toy models", disable=not progress):
+            f_NG = next(batches)
+            if step % 100 == 0 or step == steps - 1:
+                f_BG = nn.functional.pad(f_NG, (0, 0, 0, batch_size - len(f_NG)))
+                loss_K = toy_loss(f_BG, model(f_BG), importance_G)
+                history.append((step, loss_K.mean().item()))
+            gradient = toy_step.gradients(model.W, model.b, f_NG, importance_G, batch_size)
+            adam.step(gradient, lr * (1 + math.cos(math.pi * step / steps)) / 2)
+        f_BG = sample_features(20_000, n_features, p, **draw)
         final_K = toy_loss(f_BG, model(f_BG), importance_G)
     return ToyRun(model.W.detach(), model.b.detach(), final_K, history)
 

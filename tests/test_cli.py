@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,12 +14,17 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
+import torch
 from conftest import stop, wait_for
 
 import saelearn
-from saelearn import build, cli, course
+from saelearn import artifacts, build, checkpoint, cli, course, jobs, metrics
 from saelearn.errors import Refusal
+from saelearn.sae import SAE
+from saelearn.toy import PlantedFeatures
+from saelearn.train import train
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -31,7 +37,7 @@ def test_help_names_every_command_and_is_quick():
     done = run("--help")
     assert time.perf_counter() - start < 1.0  # torch alone takes longer
     assert done.returncode == 0
-    for command in ("lab", "student", "doctor", "data"):
+    for command in ("lab", "train", "student", "doctor", "data"):
         assert re.search(rf"(?m)^ +{command} ", done.stdout)
 
 
@@ -50,7 +56,7 @@ def test_student(tmp_path):
     done = run("student", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == [path.name for path in course.lessons()]
+    assert written == sorted(path.name for path in course.lessons() + course.pages())
 
 
 def test_a_refusal_is_three_lines_and_not_a_traceback(tmp_path):
@@ -75,6 +81,152 @@ def test_data_builds_what_is_named_and_refuses_what_is_unknown(monkeypatch, caps
     assert cli.main(["data", "nonsense"]) == 1
     assert "toy, model" in capsys.readouterr().err
     assert len(built) == 3
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+SMALL = ["--d-sae", "32", "--batch-size", "64", "--l1", "0.3", "--quiet"]
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """Planted features in a .npy, and the folder it lies in as the working one."""
+    toy = PlantedFeatures.make(24, 16, 0.1)
+    x_ND = toy.sample(4_000, generator=torch.Generator().manual_seed(0))[0]
+    np.save(tmp_path / "x.npy", x_ND.numpy())
+    monkeypatch.chdir(tmp_path)
+    return x_ND
+
+
+def test_train_help_says_how_to_use_several_processes():
+    start = time.perf_counter()
+    done = run("train", "--help")
+    assert time.perf_counter() - start < 1.0
+    assert done.returncode == 0
+    assert "torchrun --nproc-per-node 2 -m saelearn.cli train" in re.sub(r"\s+", " ", done.stdout)
+
+
+def test_train_is_train_and_its_report_is_true(rows, tmp_path, capsys):
+    """Equal to the library's call; the report is computed once more, from what was saved."""
+    assert (
+        cli.main(["train", "--activations", "x.npy", "--out", "out", "--steps", "50", *SMALL]) == 0
+    )
+    printed = capsys.readouterr().out
+    kept, held_out = rows[:-200], rows[-200:]  # one row in twenty is held out
+    direct = train(kept, 32, l1_coefficient=0.3, steps=50, batch_size=64, progress=False)
+    saved = SAE.load("out")
+    for ours, theirs in zip(saved.parameters(), direct.sae.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    output = saved(held_out)
+    l0, explained = metrics.l0(output.f), metrics.explained_variance(held_out, output.x_hat)
+    assert f"on 200 rows held out: L0 {l0:.1f}, explained variance {explained:.3f}" in printed
+    assert re.search(r"data +3,800 rows of width 16, each used about 0\.8 times", printed)
+    assert re.search(r"memory +\S+ .B \(weights 4\.29 kB, .*moments 8\.58 kB", printed)
+    assert re.search(r"time +about 0:00:\d\d more, at \S+ steps a second", printed)
+    assert saved.metadata["saelearn"]["report"]["l0"] == pytest.approx(l0)
+    assert saved.metadata["l1_coefficient"] == 0.3 and saved.metadata["scale"] == direct.scale
+    assert len(artifacts.read_json("out.history.json")) == 50
+    assert {p.name for p in tmp_path.iterdir()} == {"x.npy", "out", "out.history.json"}
+
+
+def test_train_again_is_done_at_once_and_another_is_refused(rows, capsys, monkeypatch):
+    command = ["train", "--activations", "x.npy", "--out", "out", "--steps", "20", *SMALL]
+    assert cli.main(command) == 0
+    before = artifacts.sha256(cli.Path("out/sae_weights.safetensors"))
+    monkeypatch.setattr(jobs, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert cli.main(command) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert cli.main([*command, "--seed", "1"]) == 1
+    assert "SAE made otherwise" in capsys.readouterr().err
+    np.save("x.npy", rows.numpy() + 1)
+    assert cli.main(command) == 1  # the same name, other numbers
+    cli.Path("mine").mkdir()
+    assert cli.main(["train", "--activations", "x.npy", "--out", "mine", *SMALL]) == 1
+    assert artifacts.sha256(cli.Path("out/sae_weights.safetensors")) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--activations", "none.npy"], "No such file"),
+        (["--activations", "x.txt"], r"\.npy, \.safetensors"),
+        (["--activations", "broken.npy"], "readable array"),
+        (["--activations", "two.safetensors"], "one tensor"),
+        (["--activations", "flat.npy"], r"\[N, D\]"),
+        (["--activations", "x.npy", "--l1", "-1"], "l1_coefficient"),
+        (["--activations", "x.npy", "--precision", "fp8"], "fp32, bf16"),
+        (["--activations", "x.npy", "--d-sae", "100000000"], "free memory.*d_sae="),
+        (["--activations", "x.npy", "--device", "tpu"], "cpu, cuda, mps"),
+        (["--activations", "empty"], "index.json|store|folder"),
+        (["--site", "nowhere"], "a site of this model"),
+        (["--model", "nowhere"], "language model"),
+        (["--text", "none.txt"], "readable text"),
+    ],
+)
+def test_train_refuses_in_words(more, words, rows, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.txt").touch()
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY and no more")
+    np.save("flat.npy", rows.numpy().ravel())
+    artifacts.write_tensors("two.safetensors", {"a": rows, "b": rows + 1})
+    assert cli.main(["train", "--out", "out", "--steps", "5", *SMALL, *more]) == 1
+    assert re.search(f"(?s){words}", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_reads_safetensors_and_half_precision(rows):
+    artifacts.write_tensors("x.safetensors", {"x_ND": rows.half()})
+    np.save("half.npy", rows.half().numpy())
+    for name in ("x.safetensors", "half.npy"):
+        command = ["train", "--activations", name, "--out", f"{name}.sae", "--steps", "20"]
+        assert cli.main([*command, *SMALL]) == 0
+    a, b = (SAE.load(f"{name}.sae").W_dec for name in ("x.safetensors", "half.npy"))
+    assert torch.equal(a, b)
+
+
+def test_train_on_the_courses_model_and_on_a_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    common = ["train", "--steps", "6", *SMALL]
+    assert cli.main([*common, "--out", "corpus", "--documents", "60"]) == 0
+    assert "3,591 rows of width 128" in capsys.readouterr().out  # 60 * 63, one in twenty held out
+    about = SAE.load("corpus").metadata
+    assert about["model_name"] == "tiny" and about["hook_name"] == "transformer.h.1:out"
+    docs = " ".join(d.text for d in jobs.job_data.corpus.documents(40))
+    cli.Path("text.txt").write_text(docs, "utf-8")
+    assert cli.main([*common, "--out", "text", "--text", "text.txt", "--length", "32"]) == 0
+    assert SAE.load("text").d_in == 128
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_train_asked_to_end_keeps_what_there_is_and_goes_on(number, code, rows, tmp_path, capsys):
+    """Ended in the middle and called again: the same bits as if never ended."""
+    command = ["train", "--activations", "x.npy", "--steps", "600", "--resample-at", "0.5", *SMALL]
+    start = [sys.executable, "-m", "saelearn.cli", *command, "--out", "out"]
+    process = subprocess.Popen(start, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("time"):
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == code
+    assert "the same command goes on from there" in rest and not (tmp_path / "out").exists()
+    step = checkpoint.load("out.checkpoint").record["step"]
+    assert 0 < step < 600 and f"stopped after step {step:,}" in rest
+    assert cli.main([*command, "--out", "out"]) == 0
+    assert "goes on  from its checkpoint" in capsys.readouterr().out
+    assert cli.main([*command, "--out", "whole"]) == 0
+    assert "goes on" not in capsys.readouterr().out
+    for ours, theirs in zip(
+        SAE.load("out").parameters(), SAE.load("whole").parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("text", "steps"), [("500", 500), ("90s", 90.0), ("0.5s", 0.5)])
+def test_steps_or_seconds(text, steps):
+    value = cli.steps_or_seconds(text)
+    assert (value if isinstance(value, int) else value.total_seconds()) == steps
 
 
 def test_a_taken_port_is_passed_over():

@@ -56,6 +56,24 @@ def test_captured_is_what_transformers_calls_hidden_states(lm: LM) -> None:
         torch.testing.assert_close(norm[last](found[sites[-1]]), hidden[-1])
 
 
+def test_a_pass_ends_at_the_last_site(lm: LM) -> None:
+    """What comes after it is not computed, and nothing is left over."""
+    sites = lm.residual_sites()
+    whole, expected, ran = lm.capture(TOKENS, sites), lm.logits(TOKENS), []
+    for i, site in enumerate(sites):
+        lm.find_site(site)[0].register_forward_hook(lambda *_, i=i: ran.append(i))
+    lm.model.get_output_embeddings().register_forward_hook(lambda *_: ran.append("head"))
+    for asked, blocks in ((sites[:1], [0]), (sites[1::-1], [0, 1]), (sites, [*range(LAYERS)])):
+        ran.clear()
+        found = lm.capture(TOKENS, asked)
+        assert ran == blocks and set(found) == set(asked)
+        assert all(torch.equal(found[site], whole[site]) for site in asked)
+    ran.clear()
+    assert torch.equal(lm.logits(TOKENS), expected) and ran == [*range(LAYERS), "head"]
+    first = lm.generate(TOKENS[:1], max_new_tokens=3, temperature=0)
+    assert torch.equal(first, slow_generate(lm, TOKENS[:1], 3))
+
+
 def test_saelens_names_mean_the_same_places(lm: LM) -> None:
     """Residual = what was there + attention + MLP, and the MLP's output is its last map of ours."""
     names = ["hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post", "mlp.hook_post"]

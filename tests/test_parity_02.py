@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from saelearn import toy
+from saelearn import toy, toy_step
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "02_superposition.ipynb"
 
@@ -56,10 +56,20 @@ def test_dimensionality(lesson):
     torch.testing.assert_close(lesson["share"](W_GD), toy.dimensionality(W_GD))
 
 
-def test_training_loop(lesson):
+def test_training_loop(lesson, monkeypatch):
+    """Autograd and torch's Adam give what the library does by hand, from the same batches."""
+    batches = toy_step.busy_batches(1024, 5, 0.1, generator=generator())
+
+    def the_librarys(n, n_features, p, *, generator):
+        busy_NG = next(batches)
+        return torch.cat([busy_NG, torch.zeros(n - len(busy_NG), n_features)])
+
+    importance_G = 0.8 ** torch.arange(5.0)
     model = toy.ToyModel(5, 2, n_instances=3)
-    history = lesson["fit"](model, 0.1, torch.ones(5), steps=30)
-    run = toy.train_toy(5, 2, p=0.1, n_instances=3, steps=30)
+    with monkeypatch.context() as patch:
+        patch.setattr(toy, "sample_features", the_librarys)
+        history = lesson["fit"](model, 0.1, importance_G, steps=30)
+    run = toy.train_toy(5, 2, p=0.1, importance_G=importance_G, n_instances=3, steps=30)
     torch.testing.assert_close(model.W.detach(), run.W)
     torch.testing.assert_close(model.b.detach(), run.b)
     torch.testing.assert_close(history[-1].mean().item(), run.history[-1][1])

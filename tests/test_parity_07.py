@@ -11,10 +11,10 @@ import pytest
 import tiny_models
 import torch
 
-from saelearn import metrics
+from saelearn import memory, metrics
 from saelearn.activations import collect
 from saelearn.batches import mean_norm_scale
-from saelearn.kernels import loss_and_gradients
+from saelearn.kernels import Kernel
 from saelearn.sae import SAE, SAEOutput, l1_loss
 from saelearn.train import step
 
@@ -85,10 +85,19 @@ def test_memory_counts_every_tensor_of_a_training(lesson):
     assert lesson["training_bytes"](12, 40, 70) == sum(x.numel() * x.element_size() for x in kept)
 
 
+@pytest.mark.parametrize(("d_in", "d_sae"), [(12, 40), (768, 24_576), (12_288, 49_152)])
+def test_memory_by_hand_is_the_librarys(d_in, d_sae, lesson):
+    """The lesson's sum without a buffer; the library adds the step's own room and a batch."""
+    parts = memory.needed(d_in, d_sae, 4_096)
+    assert lesson["training_bytes"](d_in, d_sae, 0) == sum(
+        parts[name] for name in ("weights", "gradients", "moments")
+    )
+
+
 def test_textbook_step_is_the_librarys(lesson):
     x_BD, by_hand, ours = rand(64, 6), SAE(6, 20, seed=1), SAE(6, 20, seed=1)
     optimizer = torch.optim.Adam(by_hand.parameters(), lr=1e-3)
     lesson["textbook"](by_hand, x_BD, optimizer)
-    loss_and_gradients(ours, x_BD, l1_coefficient=2.0, decoder_norm="weighted")
+    Kernel()(ours, x_BD, l1_coefficient=2.0, decoder_norm="weighted")
     for a, b in zip(by_hand.parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)

@@ -14,9 +14,10 @@ from torch import Tensor
 from saelearn import batches, metrics
 from saelearn import train as training
 from saelearn.errors import Refusal
+from saelearn.resampling import generator_for
 from saelearn.sae import DECODER_NORMS, SAE
 from saelearn.toy import PlantedFeatures
-from saelearn.train import lr_factor, resample, step, sweep, train
+from saelearn.train import lr_factor, resample, step, train
 
 D, F, B = 8, 16, 64
 TOY = PlantedFeatures.make(12, D, 0.15)
@@ -78,15 +79,16 @@ def test_the_gradient_of_a_step_is_autograds(
     before = weights(sae)
     expected_loss, expected = gradients_in_float64(sae, x, 0.3, decoder_norm)
     optimizer = torch.optim.SGD(sae.parameters(), lr=1.0)
-    loss, f = step(
+    expected_count = (sae.encode(x) > 0).sum(0)
+    loss, count = step(
         sae, x, optimizer, l1_coefficient=0.3, decoder_norm=decoder_norm, clip_norm=math.inf
     )
     assert loss.total.item() == pytest.approx(expected_loss, rel=1e-5)
     assert loss.total.item() == pytest.approx(
         (loss.reconstruction + 0.3 * loss.sparsity).item(), rel=1e-6
     )
-    assert not f.requires_grad and not loss.total.requires_grad
-    share = (f > 0).float().mean().item()
+    assert torch.equal(count, expected_count) and not loss.total.requires_grad
+    share = count.sum().item() / (B * F)
     assert {0.0: share > 0.3, 1.5: 0 < share < 0.1, 100.0: share == 0}[threshold]
     if decoder_norm == "unit_norm":  # the part along the row is taken out, the length restored
         rows_FD = before["W_dec"].double()
@@ -268,33 +270,6 @@ def test_interruption_keeps_what_was_trained() -> None:
     assert stopped.sae(x).x_hat.norm() > 0.3 * x.norm()
 
 
-def test_an_interrupted_sweep_ends() -> None:
-    def interrupt(coefficient: float, seed: int, trained: training.Trained) -> None:
-        seen.append((coefficient, trained.steps))
-
-    def stream() -> Iterator[Tensor]:
-        for i in itertools.count():
-            if len(seen) == 1 and i == 7:
-                raise KeyboardInterrupt
-            yield rows(B, seed=i)
-
-    seen: list[tuple[float, int]] = []
-    results = sweep(stream, F, [0.1, 0.2, 0.3], steps=20, progress=False, callback=interrupt)
-    assert seen == [(0.1, 20), (0.2, 7)] and [r.steps for r in results] == [20, 7]
-
-
-def test_a_sweep_is_its_trainings() -> None:
-    arguments = {"steps": 15, "batch_size": B}
-    results = sweep(rows(), F, [0.1, 1.0], seeds=[0, 1], progress=False, **arguments)
-    pairs = list(itertools.product([0.1, 1.0], [0, 1]))
-    assert len(results) == 4
-    for (coefficient, seed), result in zip(pairs, results, strict=True):
-        alone = train(rows(), F, l1_coefficient=coefficient, seed=seed, progress=False, **arguments)
-        assert same(result.sae, alone.sae) and result.history == alone.history
-    streamed = sweep(lambda: TOY.batches(B), F, [0.1, 0.1], steps=15, progress=False)
-    assert same(streamed[0].sae, streamed[1].sae)  # each began the stream anew
-
-
 # --- resampling -----------------------------------------------------------------------------------
 
 
@@ -394,6 +369,56 @@ def test_what_does_not_fill_a_batch_is_left_out_of_an_epoch() -> None:
     assert len(next(batches.shuffled(x, 1_000))) == 50
 
 
+def test_a_shuffled_tensor_finds_its_place_again() -> None:
+    x = torch.arange(47.0)[:, None]
+    for drawn in (0, 1, 4, 5, 12):
+        first, second = batches.shuffled(x, 10, seed=2), batches.shuffled(x, 10, seed=9)
+        for _ in range(drawn):
+            next(first)
+        second.load_state_dict(first.state_dict())
+        assert all(torch.equal(next(first), next(second)) for _ in range(9))
+
+
+def test_a_stream_that_knows_its_place_is_not_read_again() -> None:
+    """Its own state is used; any other stream is read forward."""
+
+    class Knowing:
+        drawn, at = 0, 0
+
+        def __iter__(self) -> Iterator[Tensor]:
+            while True:
+                self.at, self.drawn = self.at + 1, self.drawn + 1
+                yield torch.full((4, D), float(self.at))
+
+        def state_dict(self) -> dict:
+            return {"at": self.at}
+
+        def load_state_dict(self, state: dict) -> None:
+            self.at = state["at"]
+
+    first, second = Knowing(), Knowing()
+    source, other = batches.batches(first, 1), batches.batches(second, 1)
+    for _ in range(50):
+        next(source)
+    other.load_state_dict(source.state_dict())
+    assert next(other)[0, 0] == 51 and second.drawn == 2
+
+
+def test_purposes_do_not_share_a_random_stream() -> None:
+    streams = [
+        torch.rand(1_000, generator=generator)
+        for generator in (
+            torch.Generator().manual_seed(0),
+            generator_for(0, "resampling"),
+            generator_for(0, "another"),
+            generator_for(1, "resampling"),
+        )
+    ]
+    for a, b in itertools.combinations(streams, 2):
+        assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 0.1
+    assert torch.equal(streams[1], torch.rand(1_000, generator=generator_for(0, "resampling")))
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 NAN = rows()
@@ -434,11 +459,28 @@ def test_unusable_data_is_refused(data: object, words: str) -> None:
         ({"decoder_norm": "unit"}, "weighted, unit_norm, free"),
         ({"precision": "fp16"}, "fp32, bf16"),
         ({"center": "median"}, "geometric_median"),
+        ({"device": "gpu"}, "cpu, cuda, mps"),
+        ({"checkpoint_every": 0}, "above 0"),
     ],
 )
 def test_unusable_arguments_are_refused(arguments: dict, words: str) -> None:
     with pytest.raises(Refusal, match=words):
         quick(**arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_missing_is_told() -> None:
+    with pytest.raises(Refusal, match="device that there is"):
+        quick(device="cuda")
+
+
+def test_nan_is_found_wherever_it_is_in_large_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SAMPLE_ROWS", 100)
+    for row in (0, 99, 100, 255):
+        x = rows()
+        x[row, 2] = torch.inf
+        with pytest.raises(Refusal, match="1 infinite"):
+            quick(x)
 
 
 def test_exactly_enough_batches_are_enough() -> None:

@@ -8,10 +8,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
-from saelearn import dial
+from saelearn import dial, tiny, toy
+from saelearn.console import Written
 from saelearn.errors import Refusal
-from saelearn.widgets import L1Dial, table
+from saelearn.widgets import L1Dial, SteeringConsole, ToyDial
+from saelearn.widgets.l1_dial import table
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def the_dial(points) -> L1Dial:
     return L1Dial(points, train_point=lambda *_, **__: points[0])
 
 
-def trace(the_dial: L1Dial, name: str):
+def trace(the_dial: L1Dial | ToyDial, name: str):
     return next(t for t in the_dial.figure.data if t.name == name)
 
 
@@ -141,3 +144,225 @@ def test_training_anew_with_seed_0_gives_the_stored_numbers(points, monkeypatch)
     the_dial.wait(60)
     here = dial.train_point(0.3).numbers
     assert the_dial.anew[0.3].numbers.l0 == pytest.approx(here.l0, rel=1e-4)
+
+
+def toy_row(the_dial: ToyDial) -> dict[str, str]:
+    (name,) = re.findall(r'<th scope="row"[^>]*>([^<]+)<', the_dial.table.value)
+    return dict(re.findall(r'data-number="(\w+)"[^>]*>([^<]+)<', the_dial.table.value)) | {
+        "name": name
+    }
+
+
+def length(the_dial: ToyDial) -> np.ndarray:
+    tips = trace(the_dial, "tips")
+    return np.hypot(tips.x, tips.y)
+
+
+def test_the_sparsity_dial_retrains_where_it_stands():
+    the_dial = ToyDial()
+    dense = toy_row(the_dial)
+    assert (dense["name"], dense["kept"], dense["sum"]) == ("p = 1, × 0.8", "2 of 5", "2.00")
+    assert dense["crowd"] == "100.0%"
+    assert [text.strip() for text in trace(the_dial, "tips").text] == ["0", "1", "", "", ""]
+    the_dial.slider.value = 0.02
+    the_dial.wait(60)
+    sparse = toy_row(the_dial)
+    assert (sparse["name"], sparse["kept"]) == ("p = 0.02, × 0.8", "5 of 5")
+    assert sparse["crowd"] == f"{1 - 0.98**5 - 5 * 0.02 * 0.98**4:.1%}"
+    np.testing.assert_allclose(length(the_dial), 1.15, atol=0.05)
+    np.testing.assert_allclose(trace(the_dial, "shares").y, 0.4, atol=0.04)
+    tips = trace(the_dial, "tips")
+    turns = np.sort(np.degrees(np.arctan2(tips.y, tips.x)) % 360)
+    np.testing.assert_allclose(np.diff(turns), 72, atol=6)
+    assert turns[0] == pytest.approx(0, abs=0.5), "feature 0 points right"
+    copies, best = trace(the_dial, "copies").y, trace(the_dial, "best").y
+    assert len(copies) == 11
+    assert best[0] <= min(copies)
+    assert float(sparse["loss"]) == pytest.approx(best[0], abs=0.001)
+    assert 0.01 < best[0] < float(dense["loss"])
+    the_dial.ratio.value = 0.5
+    the_dial.wait(60)
+    assert toy_row(the_dial)["name"] == "p = 0.02, × 0.5"
+    assert not the_dial.message.value
+
+
+def test_the_sparsity_dial_shows_numbers_and_is_announced():
+    the_dial = ToyDial(start=0.11)
+    for slider, text in ((the_dial.slider, "0.1"), (the_dial.ratio, "0.8")):
+        assert slider.readout
+        assert slider.label == text
+        assert slider.description
+    assert 'aria-live="polite"' in the_dial.table.value
+
+
+def a_run(p: float) -> toy.ToyRun:
+    W_KGD = torch.eye(5, 2).expand(12, 5, 2) * (1 + p)
+    return toy.ToyRun(W_KGD, torch.zeros(12, 5), torch.arange(1.0, 13) * p, [])
+
+
+def test_while_it_trains_the_dial_takes_only_the_latest_setting():
+    go_on, started, calls = threading.Event(), threading.Event(), []
+    go_on.set()
+
+    def slow(n_features, d_hidden, *, p, importance_G, **_):
+        calls.append(p)
+        started.set()
+        assert go_on.wait(30)
+        return a_run(p)
+
+    the_dial = ToyDial(train=slow)
+    assert calls == [1]
+    go_on.clear()
+    started.clear()
+    the_dial.slider.value = 0.5
+    assert started.wait(30)
+    for p in (0.4, 0.3, 0.1):  # the slider is free meanwhile
+        the_dial.slider.value = p
+    go_on.set()
+    the_dial.wait(30)
+    assert calls == [1, 0.5, 0.1]
+    assert toy_row(the_dial)["name"] == "p = 0.1, × 0.8"
+
+
+def test_what_goes_wrong_in_the_sparsity_dial_is_shown_and_it_goes_on():
+    def failing(*_, p, **__):
+        if p == 0.5:
+            raise Refusal("a finite loss", "nan at <step> 3", "lower lr")
+        return a_run(p)
+
+    the_dial = ToyDial(train=failing)
+    the_dial.slider.value = 0.5
+    the_dial.wait(30)
+    assert "training failed: Refusal" in the_dial.message.value
+    assert "&lt;step&gt;" in the_dial.message.value
+    the_dial.slider.value = 0.2
+    the_dial.wait(30)
+    assert not the_dial.message.value
+    assert toy_row(the_dial)["name"].startswith("p = 0.2")
+
+
+def test_the_sparsity_dial_retrains_in_well_under_a_second():
+    the_dial = ToyDial()
+    seconds = []
+    for p in (0.5, 0.1, 0.02):
+        start = time.process_time()
+        the_dial.slider.value = p
+        the_dial.wait(60)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.6, "0.1 s of an idle core"
+
+
+class Writer:
+    """Stands in for a console: what it writes says with what it was asked."""
+
+    name = "golden_retriever"
+
+    def __init__(self, wait=lambda: None):
+        self.directions = dict.fromkeys(["golden retriever", "random direction"])
+        self.wait, self.calls = wait, []
+
+    def write(self, title: str, strength: float, *, seed: int) -> Written:
+        self.calls.append((title, strength, seed))
+        self.wait()
+        if strength == 1.6:
+            raise Refusal("a finite push", "nan at <step> 3", "push less")
+        texts = [f"text {i} <{title}> at {strength:g}, seed {seed}" for i in range(8)]
+        texts[0] += f" the {tiny.MENTIONS[self.name][0]} barked"
+        return Written(texts, [strength >= 1 and i < 6 for i in range(8)], 1 - strength / 4)
+
+
+def console_rows(the_console: SteeringConsole) -> dict[str, dict[str, str]]:
+    """The rows of numbers, by title."""
+    lines = re.findall(r"<tr>.*?</tr>", the_console.table.value)
+    named = {re.search(r'scope="row"[^>]*>([^<]+)<', line)[1]: line for line in lines}
+    found = r'data-number="(\w+)"[^>]*>([^<]+)<'
+    return {name: dict(re.findall(found, line)) for name, line in named.items()}
+
+
+def test_the_steering_console_follows_its_slider():
+    the_console = SteeringConsole(Writer())
+    assert the_console.slider.options[the_console.slider.index][0] == "0"
+    the_console.slider.value = 1.0
+    the_console.wait(30)
+    rows = console_rows(the_console)
+    assert rows == {
+        "golden retriever, strength 1": {"mentions": "6 of 8", "validity": "75%"},
+        "random direction, strength 1": {"mentions": "6 of 8", "validity": "75%"},
+    }
+    shown = the_console.texts.value
+    assert shown.count("at 1, seed 1") == 8, "four texts in each of two columns"
+    assert "text 4" not in shown, "always the first ones"
+    assert "&lt;golden retriever&gt;" not in shown, "the phrase is marked"
+    assert "&lt;random direction&gt;" in shown
+    assert re.search(r"<b [^>]*>golden retriever</b> barked", shown)
+    assert "control: random direction" in shown
+
+
+def test_the_steering_console_shows_numbers_and_is_announced():
+    the_console = SteeringConsole(Writer(), start=0.72)
+    assert the_console.slider.readout
+    assert the_console.slider.label == "0.7"
+    assert the_console.slider.description
+    assert the_console.button.description
+    assert 'aria-live="polite"' in the_console.table.value
+
+
+def test_the_button_draws_other_texts_and_what_was_written_is_remembered():
+    writer = Writer()
+    the_console = SteeringConsole(writer)
+    the_console.button.click()
+    the_console.wait(30)
+    assert "at 0, seed 2" in the_console.texts.value
+    the_console.slider.value = 0.5
+    the_console.wait(30)
+    before = len(writer.calls)
+    the_console.slider.value = 0.0
+    the_console.wait(30)
+    assert "at 0, seed 2" in the_console.texts.value
+    assert len(writer.calls) == before, "not written twice"
+
+
+def test_while_it_writes_the_console_takes_only_the_latest_setting():
+    go_on, started = threading.Event(), threading.Event()
+    go_on.set()
+
+    def wait():
+        started.set()
+        assert go_on.wait(30)
+
+    writer = Writer(wait)
+    the_console = SteeringConsole(writer)
+    go_on.clear()
+    started.clear()
+    the_console.slider.value = 0.5
+    assert started.wait(30)
+    for strength in (0.6, 0.7, 1.2):  # the slider is free meanwhile
+        the_console.slider.value = strength
+    go_on.set()
+    the_console.wait(30)
+    assert sorted({strength for _, strength, _ in writer.calls}) == [0, 0.5, 1.2]
+    assert "golden retriever, strength 1.2" in console_rows(the_console)
+
+
+def test_what_goes_wrong_in_the_console_is_shown_and_it_goes_on():
+    the_console = SteeringConsole(Writer())
+    the_console.slider.value = 1.6
+    the_console.wait(30)
+    assert "writing failed: Refusal" in the_console.message.value
+    assert "&lt;step&gt;" in the_console.message.value
+    the_console.slider.value = 0.2
+    the_console.wait(30)
+    assert not the_console.message.value
+    assert "golden retriever, strength 0.2" in console_rows(the_console)
+
+
+def test_the_console_answers_within_a_second_and_steers():
+    """The real thing: its model, its feature."""
+    the_console = SteeringConsole()
+    start = time.process_time()
+    the_console.slider.value = 1.3
+    the_console.wait(60)
+    assert time.process_time() - start < 2, "0.3 s of an idle core"
+    toward, control = console_rows(the_console).values()
+    said, by_chance = (int(row["mentions"].split(" of ")[0]) for row in (toward, control))
+    assert said > 0.6 * 32 > by_chance + 6

@@ -254,6 +254,26 @@ def superposed(is_superposed: Callable) -> None:
             raise Mistake(f"a case fails: {mistake}")
 
 
+@exercise(
+    "Exercise 2.5, the wrong line",
+    passed="that model shares nothing: its axes are only turned, so its neurons are mixed. The "
+    "function measures polysemanticity.",
+)
+def bug(wrong_line: str) -> None:
+    """`wrong_line`: the name of the model that is called superposed, and is not."""
+    if not isinstance(wrong_line, str):
+        raise Mistake(f"the model's name as text is needed, not a {type(wrong_line).__name__}")
+    name = " ".join(wrong_line.lower().replace(",", " ").replace(":", " ").split())
+    if name in ("", "..."):
+        raise NotImplementedError
+    if "5" in name:
+        raise Mistake("five features in two dimensions: True is right there")
+    if "hand" in name:
+        raise Mistake("a neuron for each feature: False is right there")
+    if not name.startswith("2 in 2 trained"):
+        raise Mistake('one of the three names that are printed, as in "5 in 2, trained"')
+
+
 @exercise("Exercise 2.6", passed="rare and important weigh alike: only their product counts")
 def cost(cost_of_dropping: Callable) -> None:
     """`cost_of_dropping(p_G, importance_G)` -> expected weighted squared error of each, `[G]`."""

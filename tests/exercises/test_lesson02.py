@@ -217,3 +217,29 @@ def test_the_autograder_hears_of_it(judge, monkeypatch):
         judge(lambda *args, **kwargs: None)
     right = next(answer for known, answer in RIGHT if known is judge)
     assert judge(right).passed
+
+
+@pytest.mark.parametrize("answer", ["2 in 2, trained", "2 in 2 trained", " 2 in 2, Trained: True"])
+def test_the_wrong_line_is_the_turned_model(answer):
+    assert check.bug(answer).passed
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        ("5 in 2, trained", "True is right"),
+        ("2 in 2, by hand", "False is right"),
+        ("the first", "one of the three names"),
+        ("2", "one of the three names"),
+        (2, "the model's name as text"),
+    ],
+)
+def test_other_lines_are_not_wrong(answer, hint):
+    verdict = check.bug(answer)
+    assert verdict.state == "wrong"
+    assert hint in verdict.message
+
+
+@pytest.mark.parametrize("answer", [..., None, "", "..."])
+def test_no_line_yet(answer):
+    assert check.bug(answer).state == "open"

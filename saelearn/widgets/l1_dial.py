@@ -1,12 +1,7 @@
-"""What a reader turns and presses in a lesson. Layer 4. So far: the L1 dial (lesson 05).
-
-A widget shows; what it shows is computed in lower layers. Long work runs in a thread, so that the
-notebook stays alive, and what goes wrong there is shown, not lost.
-"""
+"""The L1 dial: one coefficient, and all that follows from it. Layer 4. Lesson 05."""
 
 from __future__ import annotations
 
-import html
 import threading
 from collections.abc import Callable
 
@@ -14,9 +9,10 @@ import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
 
-from saelearn import dial, style
+from saelearn import dial
 from saelearn.dial import DialPoint, Numbers
 from saelearn.plots import training
+from saelearn.widgets.parts import failure, html_table, notice
 
 
 class L1Dial(ipw.VBox):
@@ -116,14 +112,13 @@ class L1Dial(ipw.VBox):
             self._say(f"trained at λ = {coefficient:g} with seed {seed}, in the last row")
             self.show()
         except Exception as error:  # in a thread nobody else would see it
-            self._say(f"training failed: {type(error).__name__}: {error}", style.STEERED)
+            self.message.value = failure(error)
         finally:
             self.button.disabled = False
             self.progress.layout.visibility = "hidden"
 
-    def _say(self, text: str, colour: str = "inherit") -> None:
-        escaped = html.escape(text).replace("\n", "<br>")
-        self.message.value = f'<div role="status" style="color:{colour}">{escaped}</div>'
+    def _say(self, text: str) -> None:
+        self.message.value = notice(text)
 
 
 def coefficient_slider(points: list[DialPoint], start: float) -> ipw.SelectionSlider:
@@ -152,7 +147,7 @@ def recovered(point: DialPoint) -> float:
 
 
 def table(chosen: Numbers, anew: Numbers | None = None) -> str:
-    """The numbers as an HTML table that a screen reader announces when it changes."""
+    """The numbers of a setting, and beside them what training anew gave."""
     rows = {
         "L0": ("l0", "{:.2f}"),
         "variance missed": ("unexplained", "{:.3f}"),
@@ -162,16 +157,8 @@ def table(chosen: Numbers, anew: Numbers | None = None) -> str:
         "mean max cosine": ("mean_max_cosine", "{:.3f}"),
     }
     shown = {f"λ = {chosen.l1_coefficient:g}": chosen} | ({"trained anew": anew} if anew else {})
-    head = "".join(f'<th scope="col" style="{CELL}">{name}</th>' for name in ["", *rows])
-    lines = [f'<tr style="text-align:right">{head}</tr>']
-    for name, numbers in shown.items():
-        cells = "".join(
-            f'<td data-number="{field}" style="{CELL}">{form.format(getattr(numbers, field))}</td>'
-            for field, form in rows.values()
-        )
-        lines.append(f'<tr><th scope="row" style="{CELL}">{name}</th>{cells}</tr>')
-    style_ = "border-collapse:collapse;font-variant-numeric:tabular-nums"
-    return f'<table class="l1-dial" aria-live="polite" style="{style_}">{"".join(lines)}</table>'
-
-
-CELL = "padding:2px 10px;text-align:right;white-space:nowrap"
+    written = {
+        name: {field: form.format(getattr(numbers, field)) for field, form in rows.values()}
+        for name, numbers in shown.items()
+    }
+    return html_table("l1-dial", {field: head for head, (field, _) in rows.items()}, written)

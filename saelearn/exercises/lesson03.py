@@ -1,0 +1,283 @@
+"""Checks of lesson 03, sparse coding. Layer 4.
+
+Every target is computed here, from the definitions and without the library's solvers.
+Shapes: B batch, D width of a row, F atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelearn.exercises import (
+    Mistake,
+    as_tensor,
+    call,
+    close,
+    diagnose,
+    exercise,
+    need_shape,
+)
+
+
+def _draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _unit(W_FD: Tensor) -> Tensor:
+    return W_FD / W_FD.norm(dim=1, keepdim=True)
+
+
+def _soft(a: Tensor, threshold: float | Tensor) -> Tensor:
+    """Three cases, as the definition has them."""
+    high, low = a - threshold, a + threshold
+    return torch.where(a > threshold, high, torch.where(a < -threshold, low, torch.zeros_like(a)))
+
+
+@exercise(
+    "Exercise 3.1: predict the shortest code",
+    passed="all 64. The shortest code pays by the square, so it spreads the work over everyone; "
+    "look at it below.",
+)
+def shortest_code(guess: Any) -> None:
+    """How many of the 64 numbers of the least-squares code are not 0."""
+    if isinstance(guess, str) and guess.strip().lower() in ("all", "all 64", "all of them"):
+        return
+    number = as_tensor(guess, "your guess")
+    if number.numel() != 1:
+        raise Mistake("one number is asked for: how many of the 64 are not zero")
+    number = float(number)
+    if number == 64:
+        return
+    if not 0 <= number <= 64:
+        raise Mistake("there are 64 numbers in a code, so the answer lies between 0 and 64")
+    if number <= 5:
+        raise Mistake(
+            "that would be the truth, but who tells the method? Being short is another wish than "
+            "being sparse. Which is shorter: 1 and 0, or 0.5 and 0.5?"
+        )
+    if number == 32:
+        raise Mistake(
+            "a code with 32 exists (32 equations need no more), but is it the shortest one? "
+            "Which is shorter: 1 and 0, or 0.5 and 0.5?"
+        )
+    raise Mistake("think of two numbers with the sum 1. Which pair has the least sum of squares?")
+
+
+@exercise(
+    "Exercise 3.2: the soft threshold",
+    passed="what is small becomes exactly 0, everything else moves toward 0 by the same amount.",
+)
+def soft_threshold(function: Callable) -> None:
+    """`soft(a, threshold)`, elementwise, for negative numbers too."""
+    a_N = torch.tensor([-1.5, -0.6, -0.2, 0.0, 0.1, 0.4, 0.9, 2.0])
+    for t in (0.3, 0.5):
+        z_N = need_shape(call(function, a_N.clone(), t), (8,), "the result")
+        if z_N.isnan().any():
+            raise Mistake("there is a NaN: a / |a| is 0 / 0 at a = 0; a.sign() is 0 there")
+        diagnose(
+            z_N,
+            _soft(a_N, t),
+            {
+                "negative numbers all became 0; here they move up toward 0: treat |a|, then give "
+                "the sign back.": (a_N - t).relu(),
+                "what survives moves too: subtract the threshold from it, don't only cut.": (
+                    torch.where(a_N.abs() > t, a_N, 0.0)
+                ),
+                "the sign is lost: multiply by a.sign() at the end.": (a_N.abs() - t).relu(),
+                "small numbers pass through 0 and come out on the other side: stop them at 0.": (
+                    a_N.sign() * (a_N.abs() - t)
+                ),
+                "that moves everything down; negative numbers should move up, small ones stop at "
+                "0.": a_N - t,
+                "that scales; the penalty's slope is the same everywhere, so it subtracts.": (
+                    a_N * (1 - t)
+                ),
+                "that is what is cut away: keep the rest, a minus this.": a_N.clamp(-t, t),
+                "you subtract half the threshold; the λ/2 is already in it.": _soft(a_N, t / 2),
+            },
+            "not it: |a| - threshold, at least 0, with the sign of a.",
+        )
+
+
+@exercise(
+    "Exercise 3.3: one step of ISTA",
+    passed="down the error, then threshold: repeat it, and it converges to the best sparse code.",
+)
+def ista_step(step: Callable) -> None:
+    """`ista_step(x_BD, f_BF, W_dec_FD, l1_coefficient, curvature)` -> `[B, F]`."""
+    x_BD, f_BF = _draw(4, 3, seed=31), _draw(4, 6, seed=32)
+    W_FD, l1, c = _unit(_draw(6, 3, seed=33)), 0.4, 2.5
+    new_BF = need_shape(
+        call(step, x_BD, f_BF, W_FD, l1, c),
+        (4, 6),
+        "the new code",
+        "The residual is [B, D]; times W_dec_FD.T it is [B, F].",
+    )
+    pull_BF = (x_BD - f_BF @ W_FD) @ W_FD.T
+    downhill_BF, t = f_BF + pull_BF / c, l1 / (2 * c)
+    wrong = {
+        "the threshold is missing: this is plain gradient descent.": downhill_BF,
+        "that goes uphill: add what is left over, x - f W, don't take it away.": (
+            _soft(f_BF - pull_BF / c, t)
+        ),
+        "the threshold is λ / (2c): mind the 2 of the squared error.": _soft(downhill_BF, 2 * t),
+        "the step is 1/c as long, and so is the threshold: λ / (2c).": _soft(downhill_BF, l1 / 2),
+        "λ itself is not the threshold: it is λ / (2c).": _soft(downhill_BF, l1),
+        "the step is too long: divide by the curvature, or it overshoots.": (
+            _soft(f_BF + pull_BF, t)
+        ),
+        "with the gradient's 2 and a step of 1/c it is twice too long: 1/(2c) and 2 cancel.": (
+            _soft(f_BF + 2 * pull_BF / c, t)
+        ),
+        "the residual is x - f W: what this code explains already must go.": (
+            _soft(f_BF + x_BD @ W_FD.T / c, t)
+        ),
+        "the old code is lost: the step starts from f_BF.": _soft(pull_BF / c, t),
+        "codes may be negative here; use the soft threshold, not ReLU.": (downhill_BF - t).relu(),
+        "threshold last: first the step, then the threshold.": _soft(f_BF, t) + pull_BF / c,
+    }
+    otherwise = "compare with soft(f + (x - f W) W^T / c, λ / (2c)), term by term."
+    diagnose(new_BF, _soft(downhill_BF, t), wrong, otherwise, atol=1e-5)
+
+
+@exercise(
+    "Exercise 3.4: the dictionary's step",
+    passed="each atom moves toward what its rows were missing, and keeps length 1.",
+)
+def dictionary_step(step: Callable) -> None:
+    """`dictionary_step(W_dec_FD, x_BD, f_BF, rate)` -> `[F, D]`."""
+    x_BD, W_FD, rate = _draw(7, 3, seed=41), _unit(_draw(5, 3, seed=42)), 0.5
+    f_BF = _draw(7, 5, seed=43) * (_draw(7, 5, seed=44) > 0)
+    new_FD = need_shape(
+        call(step, W_FD.clone(), x_BD, f_BF, rate),
+        (5, 3),
+        "the dictionary",
+        "f_BF.T @ residual_BD is [F, D].",
+    )
+    used_F1 = f_BF.square().sum(0)[:, None]
+    move_FD = rate * f_BF.T @ (x_BD - f_BF @ W_FD)
+    moved_FD = W_FD + move_FD / used_F1
+    wrong = {
+        "the atoms have other lengths than 1: then f can shrink and cheat the penalty. Divide "
+        "each row by its length.": moved_FD,
+        "that goes the wrong way: add the residual's share.": _unit(W_FD - move_FD / used_F1),
+        "divide each atom's move by how much it was used, the sum of f² over the batch.": (
+            _unit(W_FD + move_FD)
+        ),
+        "the mean over the batch is not enough: rare atoms would hardly move. Divide by the "
+        "sum of f².": _unit(W_FD + move_FD / len(x_BD)),
+        "use is the sum of f², not of |f|: units must cancel.": (
+            _unit(W_FD + move_FD / f_BF.abs().sum(0)[:, None])
+        ),
+        "the rate is missing.": _unit(W_FD + move_FD / rate / used_F1),
+        "atoms should follow the residual x - f W, not x.": (
+            _unit(W_FD + rate * f_BF.T @ x_BD / used_F1)
+        ),
+        "each atom is a row: norm(dim=1, keepdim=True), not dim=0.": (
+            moved_FD / moved_FD.norm(dim=0, keepdim=True)
+        ),
+        "one length for the whole matrix: each row is to have length 1.": (
+            moved_FD / moved_FD.norm()
+        ),
+    }
+    otherwise = (
+        "compare with W_i + rate * Σ_b f_bi r_b / Σ_b f_bi², each row then divided by its length."
+    )
+    diagnose(new_FD, _unit(moved_FD), wrong, otherwise, atol=1e-5)
+    _judge_idle(step, W_FD, x_BD, f_BF)
+
+
+def _judge_idle(step: Callable, W_FD: Tensor, x_BD: Tensor, f_BF: Tensor) -> None:
+    """An atom that no row uses."""
+    f_BF = f_BF.clone()
+    f_BF[:, 2] = 0
+    idle_FD = as_tensor(call(step, W_FD.clone(), x_BD, f_BF, 0.5), "the dictionary")
+    if not close(idle_FD[2], W_FD[2], atol=1e-4):
+        raise Mistake(
+            "an atom that no row uses should stay as it is; yours became 0 / 0 or moved: "
+            ".clamp(min=1e-12) below the division"
+        )
+
+
+SHUFFLED = {
+    "edges": ("edge", "the same", "same", "line"),
+    "noise": ("noise", "nothing", "random", "garbage"),
+    "blobs": ("blob", "smooth", "other", "something"),
+}
+
+
+@exercise(
+    "Exercise 3.5: predict the shuffled pixels",
+    passed="as you say: nothing in the method knows which pixels are neighbours. Now see it.",
+)
+def shuffled_pixels(guess: Any) -> None:
+    """What is learned if all patches have their pixels shuffled in one and the same way."""
+    if not isinstance(guess, str):
+        raise Mistake('a word is asked for: "edges", "noise" or "blobs"')
+    if guess.strip() in ("", "..."):
+        raise NotImplementedError
+    word = guess.strip().lower()
+    meant = next((m for m, starts in SHUFFLED.items() if word.startswith(starts)), None)
+    if meant == "edges":
+        return
+    if meant == "noise":
+        raise Mistake(
+            "shuffling hides the edges from us. Does it hide them from the method? Look for the "
+            "place in its two steps where it uses which pixel lies beside which."
+        )
+    if meant == "blobs":
+        raise Mistake(
+            "then the method would have to know something about neighbours that shuffling takes "
+            "away. Which of its two steps would that be?"
+        )
+    raise Mistake('choose one of "edges", "noise" and "blobs"')
+
+
+@exercise(
+    "Exercise 3.6: the first step is an encoder",
+    passed="one matrix, one bias, one ReLU: ISTA's first step is an SAE's encoder.",
+)
+def first_step_encoder(encoder: Callable) -> None:
+    """`first_step_encoder(W_dec_FD, l1_coefficient, curvature)` -> `W_enc_DF`, `b_enc`."""
+    W_FD, l1, c = _unit(_draw(6, 4, seed=61)), 0.3, 2.2
+    answer = call(encoder, W_FD, l1, c)
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise Mistake("return two things: W_enc_DF, b_enc")
+    if any(part is ... or part is None for part in answer):
+        raise NotImplementedError
+    W_enc_DF = need_shape(
+        answer[0], (4, 6), "W_enc_DF", "x_BD @ W_enc_DF should be [B, F]: transpose the dictionary."
+    )
+    _judge_matrix(W_enc_DF, W_FD, c)
+    b_enc = as_tensor(answer[1], "b_enc")
+    if tuple(b_enc.shape) not in ((), (1,), (6,), (1, 6)):
+        raise Mistake(f"b_enc has shape {tuple(b_enc.shape)}: one number, or one for each atom (6)")
+    _judge_bias(b_enc.reshape(-1).expand(6), l1, c)
+
+
+def _judge_matrix(W_enc_DF: Tensor, W_FD: Tensor, c: float) -> None:
+    wrong = {
+        "W_enc: the step is 1/c long, so divide by the curvature.": W_FD.T,
+        "W_enc: the gradient's 2 and the step's 1/(2c) make 1/c.": 2 * W_FD.T / c,
+        "W_enc: the step is 1/c long; the 1/2 belongs to the threshold only.": W_FD.T / (2 * c),
+        "W_enc: from f = 0 the step is + x W^T / c.": -W_FD.T / c,
+    }
+    otherwise = "W_enc: put f = 0 into ISTA's step; what multiplies x?"
+    diagnose(W_enc_DF, W_FD.T / c, wrong, otherwise)
+
+
+def _judge_bias(b_enc_F: Tensor, l1: float, c: float) -> None:
+    right = torch.full((6,), -l1 / (2 * c))
+    wrong = {
+        "b_enc: ReLU(a - t) subtracts the threshold, so the bias is negative.": -right,
+        "b_enc: the threshold is λ / (2c): mind the 2.": 2 * right,
+        "b_enc: the step is 1/c long, and so is the threshold: λ / (2c).": c * right,
+        "b_enc: λ itself is not the threshold: it is λ / (2c).": 2 * c * right,
+        "b_enc: without a threshold nothing asks for zeros.": 0 * right,
+    }
+    otherwise = "b_enc: which number makes ReLU(x W_enc + b_enc) the thresholded step?"
+    diagnose(b_enc_F, right, wrong, otherwise)

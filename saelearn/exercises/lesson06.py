@@ -1,0 +1,300 @@
+"""Checks of lesson 06, inside a language model. Layer 4.
+
+Every target is computed here, from the definitions and without the library's code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelearn.exercises import Mistake, Verdict, as_tensor, call, close, diagnose, exercise
+from saelearn.exercises import need_shape as need
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- guesses: any in range is valid, the reply depends on it, and nothing is graded ---------------
+
+
+def predicted_piece(guess: Any, cost: Mapping[str, float]) -> Verdict:
+    """A reply to which piece of the stream is expected to cost most; `cost`: piece -> nats."""
+    title = "Your prediction: the piece that costs most"
+    if guess is ... or guess is None:
+        return _no_guess(title)
+    order = sorted(cost, key=lambda name: -cost[name])
+    if guess not in order:
+        return Verdict("wrong", title, f"one of {', '.join(cost)} is needed, in quotes")
+    if guess == order[0]:
+        return Verdict("passed", title, f"yes: {guess}, {cost[guess]:.1f} nats a token.")
+    place = f"number {order.index(guess) + 1} of {len(order)}"
+    return Verdict("passed", title, f"{guess} is {place}. Most is lost without {order[0]}.")
+
+
+def predicted_spread(guess: Any, median: float, n_registers: int) -> Verdict:
+    """A reply to over how many registers a typical neuron is expected to spread."""
+    more = f"more: {median:.1f}. Even the typical neuron is not at home in one register."
+    fewer = f"fewer: {median:.1f}. Neurons fire rarely, and the rare are in few places."
+    replies = (f"about right: {median:.1f}.", more, fewer)
+    return _reply("how far a neuron spreads", guess, (1, n_registers), (median, 1.0), replies)
+
+
+def predicted_alone(guess: Any, share: float) -> Verdict:
+    """A reply to the share of readable concepts that one neuron is expected to know alone."""
+    more = f"more: {share:.0%}. Some neurons do stand for one concept."
+    fewer = f"fewer: {share:.0%}. The others are spread over many neurons."
+    replies = (f"about right: {share:.0%}.", more, fewer)
+    return _reply("what one neuron knows", guess, (0, 1), (share, 0.1), replies)
+
+
+def _reply(
+    name: str, guess: Any, span: tuple[float, float], truth: tuple[float, float], replies: tuple
+) -> Verdict:
+    """`truth`: the measured value, and how near is near; `replies`: near, too low, too high."""
+    title = f"Your prediction: {name}"
+    if guess is ... or guess is None:
+        return _no_guess(title)
+    if isinstance(guess, bool) or not isinstance(guess, Real):
+        kind = type(guess).__name__
+        return Verdict("wrong", title, f"a guess is a number here, but this is a {kind}")
+    if not span[0] <= guess <= span[1]:
+        between = f"between {span[0]} and {span[1]}"
+        return Verdict("wrong", title, f"a guess {between} is needed, but this is {guess:g}")
+    value, near = truth
+    text = replies[0] if abs(guess - value) <= near else replies[1 if guess < value else 2]
+    return Verdict("passed", title, text)
+
+
+def _no_guess(title: str) -> Verdict:
+    return Verdict("open", title, "no guess yet: write one down above, run both cells again")
+
+
+# --- exercises ------------------------------------------------------------------------------------
+
+
+@exercise(
+    "Exercise 6.1",
+    passed="the scores at one token are about the next one: everything is shifted by one",
+)
+def surprise(function: Callable) -> None:
+    """`surprise(logits_TV, tokens_T)` -> nats of tokens 1 to T - 1."""
+    T, V = 7, 5
+    logits_TV, tokens_T = 2 * _random(T, V), torch.tensor([3, 0, 4, 1, 1, 2, 0])
+    log_p_TV = logits_TV.double() - logits_TV.double().logsumexp(1, keepdim=True)
+    rows = torch.arange(T - 1)
+    right = -log_p_TV[rows, tokens_T[1:]]
+    value = as_tensor(call(function, logits_TV, tokens_T), "the surprise")
+    if value.shape == ():
+        raise Mistake("one number for the whole text; keep one for each token, without the mean")
+    same = -log_p_TV[torch.arange(T), tokens_T]
+    not_shifted = "you ask each place for the token that stands there, which it has just read"
+    if value.shape == (T,):
+        why = not_shifted if close(value, same) else "nothing predicts the first one"
+        raise Mistake(f"one number too many: {why}. Pair logits_TV[:-1] with tokens_T[1:]")
+    diagnose(
+        need(value, (T - 1,), "the surprise"),
+        right,
+        {
+            "the sign is lost: a probability is below 1, its logarithm below 0": -right,
+            "these are probabilities; surprise is minus their logarithm": (-right).exp(),
+            "in bits (log2); here we count in nats: the natural logarithm": right / math.log(2),
+            "these are scores; softmax makes probabilities of them first": (
+                -logits_TV[rows, tokens_T[1:]]
+            ),
+            f"{not_shifted}; it has to guess the next": same[:-1],
+            f"{not_shifted}; the first place, logits_TV[0], guesses tokens_T[1]": same[1:],
+            "shifted the wrong way: logits_TV[:-1] belongs to tokens_T[1:]": (
+                -log_p_TV[rows + 1, tokens_T[:-1]]
+            ),
+            "this is the surprise of the word that it holds for likeliest, not of the one that "
+            "came": -log_p_TV[:-1].max(1).values,
+        },
+        "surprise of token t is -log of the probability that place t - 1 gave it",
+    )
+
+
+class _Chain(nn.Module):
+    """Three layers one after another, as small as a model with an inside can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        with torch.no_grad():
+            for seed, parameter in enumerate(self.parameters()):
+                parameter.copy_(_random(*parameter.shape, seed=seed))
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(x_BD).tanh()).tanh())
+
+
+def _need_no_hook(model: nn.Module) -> None:
+    left = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    if left:
+        raise Mistake("the hook is still there afterwards: keep its handle, handle.remove()")
+
+
+@exercise("Exercise 6.2", passed="it listens, and leaves nothing behind")
+def read(function: Callable) -> None:
+    """`read(model, module, x)` -> what the module returned while the model ran."""
+    model, x_BD = _Chain(), _random(5, 4, seed=9)
+    inside = model.first(x_BD).tanh()
+    right, end = model.middle(inside), model(x_BD)
+    value = call(function, model, model.middle, x_BD)
+    _need_no_hook(model)
+    if isinstance(value, list | tuple):
+        full = "the output is still wrapped in a list or tuple: return the tensor in it"
+        raise Mistake(full if value else "nothing was heard: did the model run under the hook?")
+    diagnose(
+        value,
+        right,
+        {
+            "this is what went into the module; the hook's third argument came out": inside,
+            "this is the model's own output; what the module returned is the hook's third "
+            "argument": end,
+        },
+        "this is not what the module returned while the model ran",
+    )
+
+
+@exercise("Exercise 6.3", passed="what a hook returns takes the output's place")
+def replace(function: Callable) -> None:
+    """`replace(model, module, x, edit)` -> the model's output with the edit made."""
+    model, x_BD = _Chain(), _random(5, 4, seed=9)
+    before = {name: p.detach().clone() for name, p in model.state_dict().items()}
+
+    def edit(y: Tensor) -> Tensor:
+        return 0.3 * y + 1
+
+    inside = model.first(x_BD).tanh()
+    out = model.middle(inside)
+    right, clean = model.last(edit(out).tanh()), model(x_BD)
+    at_input = model.last(model.middle(edit(inside)).tanh())
+    value = call(function, model, model.middle, x_BD, edit)
+    _need_no_hook(model)
+    if any(not torch.equal(p, before[name]) for name, p in model.state_dict().items()):
+        raise Mistake("the model's weights were changed: edit what passes, not the model")
+    diagnose(
+        value,
+        right,
+        {
+            "nothing has changed: a hook that returns nothing leaves the output as it is. Does "
+            "yours return edit(output)?": clean,
+            "the edit was made on the model's last output, not at the module": edit(clean),
+            "this edits what goes into the module; a forward hook returns what comes out": (
+                at_input
+            ),
+            "this is the edited output of the module; let the model run on to its end": edit(out),
+        },
+        "this is not what the model returns if edit(output) takes the module's place",
+    )
+
+
+@exercise(
+    "Exercise 6.4",
+    passed="1 for a specialist, the number of registers for whoever is equally at home in all",
+)
+def spread(function: Callable) -> None:
+    """`spread(a_NS, register_N)` -> effective number of registers of each neuron, `[S]`."""
+    order_N = torch.randperm(80, generator=torch.Generator().manual_seed(1))
+    register_N = torch.tensor([0] * 40 + [1] * 8 + [2] * 20 + [3] * 12)[order_N]
+    a_NS = _random(80, 6, seed=3).relu() * (1 + torch.arange(6) * register_N[:, None])
+    a_NS[register_N == 2, 0] = 0  # a register in which it is silent: 0 log 0
+    mass_RS = torch.stack([a_NS[register_N == r].double().mean(0) for r in range(4)])
+    sums_RS = torch.stack([a_NS[register_N == r].double().sum(0) for r in range(4)])
+    fired_RS = torch.stack([(a_NS[register_N == r] > 0).double().mean(0) for r in range(4)])
+    value = as_tensor(call(function, a_NS, register_N), "the spread")
+    if value.isnan().any():
+        raise Mistake(
+            "one neuron is silent in one register, and 0 * log(0) is nan: use torch.special.xlogy"
+        )
+    if value.shape == (4,):
+        raise Mistake("one number for each register; a spread is one number for each neuron")
+    need(value, (6,), "the spread")
+    diagnose(
+        value,
+        _number(mass_RS),
+        {
+            "this is the entropy; its exp is a number of registers": _number(mass_RS).log(),
+            "the minus is missing: entropy is -sum p log p": 1 / _number(mass_RS),
+            "sums over tokens: a common register then weighs more. Take means": _number(sums_RS),
+            "this counts firings; weigh each by how strong it is": _number(fired_RS),
+            "this counts the registers in which it fires at all; a trace should count little": (
+                (mass_RS > 0).double().sum(0)
+            ),
+            "the shares of each *neuron* should add up to 1 over the registers": _number(
+                mass_RS / mass_RS.sum(1, keepdim=True), normalised=True
+            ),
+        },
+        "expected exp(-sum over registers of p log p), p being the shares of the mean activations",
+    )
+
+
+def _number(mass_RS: Tensor, *, normalised: bool = False) -> Tensor:
+    p_RS = mass_RS if normalised else mass_RS / mass_RS.sum(0)
+    return (-torch.special.xlogy(p_RS, p_RS).sum(0)).exp()
+
+
+@exercise(
+    "Exercise 6.5",
+    passed="a chain is as strong as its weakest link: the smallest share decides",
+)
+def search(function: Callable) -> None:
+    """`answers_to_all(share_SR, wanted)` -> the neuron with the largest smallest wanted share."""
+    share_SR = torch.tensor(
+        [
+            [0.47, 0.40, 0.01, 0.02, 0.05, 0.05],  # largest sum over the wanted
+            [0.15, 0.14, 0.12, 0.13, 0.01, 0.45],  # the one
+            [0.60, 0.01, 0.01, 0.01, 0.19, 0.18],  # largest single share
+            [0.10, 0.09, 0.11, 0.10, 0.30, 0.30],  # largest smallest share over all registers
+        ]
+    )
+    wanted = [0, 1, 2, 3]
+    value = need(call(function, share_SR, wanted), (), "the answer", "One neuron's number.")
+    diagnose(
+        value,
+        1,
+        {
+            "its sum over the wanted registers is large, but two of them do it all: the smallest "
+            "share counts": 0,
+            "that neuron answers to one of them only: you took the largest share": 2,
+            "you looked at all registers; only the wanted ones count: share_SR[:, wanted]": 3,
+            "this is a share; the neuron's number is asked for: argmax": 0.12,
+        },
+        "expected the neuron whose smallest share among the wanted registers is largest",
+    )
+    if int(need(call(function, share_SR.flip(1), [2, 3, 4, 5]), (), "the answer")) != 1:
+        raise Mistake("with other wanted registers it is wrong: use the argument `wanted`")
+
+
+TERMS = ("superposition", "polysemanticity", "both", "neither")
+_CLAIMS = {
+    "A": ("polysemanticity", "two neurons for two concepts: there is no crowd, only mixed neurons"),
+    "B": ("both", "3 concepts in 2 dimensions is a crowd, and the neurons have to share them"),
+    "C": ("neither", "one neuron for each concept, and as many dimensions as concepts"),
+    "D": ("superposition", "more concepts than dimensions; about single neurons it says nothing"),
+}
+
+
+@exercise(
+    "Exercise 6.6",
+    passed="polysemanticity is about a neuron; superposition is about how many there are",
+)
+def terms(answers: Any) -> None:
+    """`answers`: letter -> one of `TERMS`."""
+    if not isinstance(answers, Mapping):
+        raise Mistake(f"this needs a dictionary, but it is a {type(answers).__name__}")
+    if all(answers.get(letter, ...) is ... for letter in _CLAIMS):
+        raise NotImplementedError
+    for letter, (right, reason) in _CLAIMS.items():
+        answer = str(answers.get(letter, "no answer")).strip().lower()
+        if answer not in TERMS:
+            raise Mistake(f"{letter}: {answer!r} is none of {', '.join(TERMS)}")
+        if answer != right:
+            raise Mistake(f"{letter} is something else: {reason}")

@@ -1,0 +1,251 @@
+"""Pictures of bottlenecks and of wide codes. Layer 4. Lesson 01.
+
+Arrays in, figure out; colours as `style` says. Shapes: N points, D width of the data, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+from plotly.subplots import make_subplots
+
+from saelearn.style import ACCENT, CONTROL, DATA, DIVERGING, FEATURE, RECONSTRUCTION
+
+
+def shapes(panels: Mapping[str, Sequence[tuple[int, str, int]]]) -> Figure:
+    """Autoencoders as rows of bars, one panel each, drawn to scale.
+
+    Args:
+        panels: title -> layers (width, name, how many of them are on in one row).
+    """
+    fig, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 3.4), sharey=True)
+    for ax, (title, layers) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        for i, (width, name, n_on) in enumerate(layers):
+            colour = FEATURE if 0 < i < len(layers) - 1 else (DATA, RECONSTRUCTION)[i > 0]
+            low = -width / 2
+            ax.bar(i, width, 0.34, bottom=low, color=colour, alpha=1 if n_on == width else 0.22)
+            if n_on < width:
+                on = np.random.default_rng(0).choice(width, n_on, replace=False)
+                ax.hlines(low + on + 0.5, i - 0.17, i + 0.17, color=colour, linewidth=1.4)
+            label = f"{width}" if n_on == width else f"{width}\n({n_on} on)"
+            ax.text(i, low - 6, f"{name}\n{label}", ha="center", va="top", fontsize=9)
+        for i in range(len(layers) - 1):
+            arrow = {"arrowstyle": "->", "color": CONTROL}
+            ax.annotate("", (i + 0.74, 0), (i + 0.26, 0), arrowprops=arrow)
+            matrix = ("W_enc", "W_dec")[i]
+            ax.text(i + 0.5, 5, matrix, ha="center", fontsize=8, color=CONTROL)
+        ax.set(title=title, xlim=(-0.5, len(layers) - 0.5), ylim=(-150, 104))
+        ax.axis("off")
+    return fig
+
+
+def line_dial(x_ND: ArrayLike, degrees: Sequence[int]) -> go.Figure:
+    """A slider that turns a line through a cloud; each point is replaced by its foot on the line.
+
+    Args:
+        x_ND: points `[N, 2]` with mean 0.
+        degrees: the angles to offer.
+    """
+    x_N2 = np.asarray(x_ND, dtype=float)
+    lost = [_lost(x_N2, angle) for angle in degrees]
+    frames = [_line_frame(x_N2, angle, value) for angle, value in zip(degrees, lost, strict=True)]
+    titles = ["one number for each point", "what is lost"]
+    fig = make_subplots(1, 2, column_widths=[0.52, 0.48], subplot_titles=titles)
+    for i, trace in enumerate(frames[0].data):
+        fig.add_trace(trace, row=1, col=1 if i < 4 else 2)
+    curve = {"color": RECONSTRUCTION, "width": 2}
+    fig.add_trace(go.Scatter(x=list(degrees), y=np.round(lost, 4), line=curve), row=1, col=2)
+    fig.frames = frames
+    reach = float(np.abs(x_N2).max()) * 1.08
+    fig.update_xaxes(title="first number", range=[-reach, reach], row=1, col=1)
+    fig.update_yaxes(title="second number", range=[-reach, reach], row=1, col=1)
+    fig.update_yaxes(scaleanchor="x", row=1, col=1)
+    fig.update_xaxes(title="angle of the line, degrees", dtick=45, row=1, col=2)
+    fig.update_yaxes(title="share of variance lost", range=[0, 1.02], row=1, col=2)
+    jump = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
+    steps = [{"method": "animate", "label": f.name, "args": [[f.name], jump]} for f in frames]
+    slider = {"steps": steps, "currentvalue": {"prefix": "angle "}, "pad": {"t": 60}}
+    return fig.update_layout(sliders=[slider], showlegend=False, height=470, width=780)
+
+
+def _feet(x_N2: np.ndarray, angle: float) -> np.ndarray:
+    along = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))])
+    return (x_N2 @ along)[:, None] * along
+
+
+def _lost(x_N2: np.ndarray, angle: float) -> float:
+    return float(((x_N2 - _feet(x_N2, angle)) ** 2).sum() / (x_N2**2).sum())
+
+
+def _line_frame(x_N2: np.ndarray, angle: float, lost: float) -> go.Frame:
+    feet_N2 = _feet(x_N2, angle)
+    gaps = np.stack([x_N2, feet_N2, np.full_like(x_N2, np.nan)], axis=1).reshape(-1, 2).round(3)
+    end = 10 * np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))])
+    line = np.stack([-end, end]).round(3)
+
+    def scatter(points: np.ndarray, mode: str, **look) -> go.Scatter:
+        x, y = ([None if np.isnan(v) else float(v) for v in column] for column in points.T)
+        return go.Scatter(x=x, y=y, mode=mode, hoverinfo="skip", **look)
+
+    return go.Frame(
+        name=f"{angle}°",
+        data=[
+            scatter(line, "lines", line={"color": FEATURE, "width": 2}),
+            scatter(gaps, "lines", line={"color": CONTROL, "width": 1}),
+            scatter(x_N2.round(3), "markers", marker={"color": DATA, "size": 5}),
+            scatter(feet_N2.round(3), "markers", marker={"color": RECONSTRUCTION, "size": 5}),
+            scatter(
+                np.array([[angle, round(lost, 4)]]),
+                "markers",
+                marker={"color": FEATURE, "size": 13},
+            ),
+        ],
+    )
+
+
+def training_and_width(
+    losses: ArrayLike, floor: float, missed_D: ArrayLike, trained: Mapping[int, float]
+) -> Figure:
+    """Left the loss over time with PCA's as the floor, right what each width of the code loses.
+
+    Args:
+        losses: before each step.
+        floor: PCA's loss at the same width.
+        missed_D: share of variance that PCA misses with 0, 1, ... components.
+        trained: width of the code -> share that a trained autoencoder misses.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.3))
+    losses, missed_D = np.asarray(losses), np.asarray(missed_D)
+    left.axhline(floor, color=CONTROL, linestyle="--", linewidth=1.5)
+    left.plot(np.arange(1, len(losses) + 1), losses, color=RECONSTRUCTION)
+    left.set(xscale="log", ylim=(0, None), xlabel="training step (log scale)", ylabel="loss")
+    left.text(1, floor * 0.9, "PCA's loss", color=CONTROL, va="top")
+    left.text(3.5, losses[2] * 0.98, "autoencoder", color=RECONSTRUCTION, va="bottom")
+    right.plot(missed_D, color=CONTROL, linestyle="--", linewidth=1.5)
+    right.plot(list(trained), list(trained.values()), "o", color=RECONSTRUCTION)
+    right.text(14, missed_D[10] + 0.02, "PCA (line)", color=CONTROL)
+    right.text(28, missed_D[25] + 0.02, "trained autoencoders (dots)", color=RECONSTRUCTION)
+    right.set(xlabel="numbers in the code", ylabel="share of variance lost", ylim=(-0.03, 1.03))
+    return fig
+
+
+def subspaces(cosines: Mapping[str, tuple[ArrayLike, str]], cosine_HC: ArrayLike) -> Figure:
+    """Left the principal angles' cosines, right |cosines| of decoder rows and components.
+
+    Args:
+        cosines: label -> (cosines, largest first; colour).
+        cosine_HC: of each decoder row with each component.
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4), width_ratios=[1.15, 1])
+    for label, (values, colour) in cosines.items():
+        values = np.asarray(values)
+        left.plot(np.arange(1, len(values) + 1), values, color=colour)
+        middle = len(values) // 2
+        height = 0.94 if values.min() > 0.9 else values[middle] + 0.05
+        left.text(middle, height, label, color=colour, va="top" if height == 0.94 else "bottom")
+    left.set(xlabel="principal angle, by size", ylabel="its cosine", ylim=(0, 1.05))
+    left.set_title("the planes")
+    image = right.imshow(np.abs(np.asarray(cosine_HC)), vmin=0, vmax=1, cmap="Greys")
+    right.set(xlabel="principal component", ylabel="decoder row", title="the rows")
+    fig.colorbar(image, ax=right, label="|cosine|", shrink=0.9)
+    return fig
+
+
+def maps(panels: Mapping[str, ArrayLike]) -> Figure:
+    """Matrices input -> output as images, centred on zero, with one colour bar."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(3.0 * len(panels) + 0.9, 3.2), sharey=True)
+    for ax, (title, matrix) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        image = ax.imshow(np.asarray(matrix), cmap=DIVERGING, vmin=-1, vmax=1)
+        ax.set(title=title, xlabel="number going in")
+    np.atleast_1d(axes)[0].set_ylabel("number coming out")
+    fig.colorbar(image, ax=axes, label="weight of the whole map", shrink=0.9)
+    return fig
+
+
+def cosines(panels: Mapping[str, ArrayLike]) -> Figure:
+    """Square matrices of cosines side by side, with one colour bar."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(2.8 * len(panels) + 0.6, 2.9), sharey=True)
+    for ax, (title, matrix) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        image = ax.imshow(np.asarray(matrix), cmap=DIVERGING, vmin=-1, vmax=1)
+        ax.set(title=title, xlabel="happening")
+    np.atleast_1d(axes)[0].set_ylabel("decoder row, best match")
+    fig.colorbar(image, ax=axes, label="cosine", shrink=0.9)
+    return fig
+
+
+def codes(panels: Mapping[str, tuple[ArrayLike, str]]) -> Figure:
+    """One row's code in each autoencoder, as bars: title -> (values, colour)."""
+    fig, axes = plt.subplots(len(panels), 1, figsize=(7.4, 1.35 * len(panels) + 0.3))
+    for ax, (title, (values, colour)) in zip(axes, panels.items(), strict=True):
+        values = np.asarray(values)
+        ax.bar(np.arange(len(values)), values, color=colour, width=0.9)
+        ax.axhline(0, color=DATA, linewidth=0.6)
+        ax.set(xlim=(-2, 201), ylabel="value")
+        if values.min() >= 0:  # strengths: one scale, so that they can be compared
+            ax.set_ylim(0, 1.05)
+        ax.set_title(title, fontsize=10)
+    axes[-1].set_xlabel("position in the code")
+    return fig
+
+
+def bent(panels: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
+    """Points and their reconstructions in the plane: title -> (`[N, 2]`, `[N, 2]`)."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(7.2, 3.0), sharex=True, sharey=True)
+    for ax, (title, (x_ND, x_hat_ND)) in zip(axes, panels.items(), strict=True):
+        _points(ax, np.asarray(x_ND), DATA, "data", 4)
+        _points(ax, np.asarray(x_hat_ND), RECONSTRUCTION, "reconstruction", 4)
+        ax.set(title=title, xlabel="first number", aspect="equal")
+    axes[0].set_ylabel("second number")
+    axes[0].text(-1.05, 1.3, "data", color=DATA)
+    axes[0].text(-0.62, 1.3, "what comes back", color=RECONSTRUCTION)
+    axes[0].set_ylim(None, 1.5)
+    return fig
+
+
+def _points(ax: Axes, x_ND: np.ndarray, colour: str, label: str, size: float) -> None:
+    ax.plot(x_ND[:, 0], x_ND[:, 1], ".", color=colour, markersize=size, label=label)
+
+
+def pixel_rows(rows: Mapping[str, ArrayLike], *, columns: int = 12) -> Figure:
+    """Rows of 8 x 8 pictures: label -> `[n, 64]`; each picture is scaled by itself, 0 is white."""
+    fig, axes = plt.subplots(len(rows), columns, figsize=(8.4, 0.82 * len(rows) + 0.1))
+    for row, (label, pictures) in zip(axes, rows.items(), strict=True):
+        for ax, picture in zip(row, np.asarray(pictures), strict=False):
+            reach = np.abs(picture).max()
+            ax.imshow(picture.reshape(8, 8), cmap=DIVERGING, vmin=-reach, vmax=reach)
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    return fig
+
+
+def accuracies(
+    n_labels: Sequence[int], shares: Mapping[str, ArrayLike], *, accent: Sequence[str]
+) -> Figure:
+    """Accuracy of a classifier on each representation; a dot for each split, a bar at the mean.
+
+    Args:
+        n_labels: how many labelled rows it learned from, one panel each.
+        shares: representation -> accuracies `[panels, splits]`.
+        accent: the representations drawn in the features' colour; others are controls.
+    """
+    fig, axes = plt.subplots(1, len(n_labels), figsize=(8.6, 3.0), sharey=True)
+    names = list(shares)
+    for i, (ax, n) in enumerate(zip(axes, n_labels, strict=True)):
+        for y, name in enumerate(names):
+            values = np.asarray(shares[name])[i]
+            colour = FEATURE if name in accent else CONTROL
+            ax.plot(values, np.full(len(values), y), ".", color=colour, markersize=6, alpha=0.7)
+            ax.plot(values.mean(), y, "|", color=ACCENT if name in accent else DATA, markersize=18)
+        ax.set(title=f"{n:,} labels", xlabel="accuracy on unseen digits")
+        ax.set_yticks(range(len(names)), names)
+        ax.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    return fig

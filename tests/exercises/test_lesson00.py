@@ -1,0 +1,199 @@
+"""The checks of lesson 00: right answers written differently pass, likely mistakes are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saelearn import artifacts, console, tiny
+from saelearn.exercises import NotPassed
+from saelearn.exercises import lesson00 as check
+
+
+def share(texts, phrase):
+    return sum(phrase in text for text in texts) / len(texts)
+
+
+def share_with_numpy(texts, phrase):
+    return np.mean([text.find(phrase) >= 0 for text in texts])
+
+
+def share_by_loop(texts, phrase):
+    found = 0.0
+    for text in texts:
+        if text.count(phrase):
+            found += 1
+    return torch.tensor(found / len(texts))
+
+
+def nudge(predict, x_ND, column):
+    moved_ND = x_ND.clone()
+    moved_ND[:, column] += 1
+    return (predict(moved_ND) - predict(x_ND)).mean()
+
+
+def nudge_with_a_mask(predict, x_ND, column):
+    step_D = (torch.arange(x_ND.shape[1]) == column).float()
+    return float(predict(x_ND + step_D).mean() - predict(x_ND).mean())
+
+
+def nudge_in_place(predict, x_ND, column):
+    before_N = predict(x_ND)
+    x_ND[:, column] += 1
+    return (predict(x_ND) - before_N).mean()
+
+
+def nudge_a_row(predict, x_ND, column):
+    moved_ND = x_ND.clone()
+    moved_ND[column] += 1
+    return (predict(moved_ND) - predict(x_ND)).mean()
+
+
+def nudge_to_one(predict, x_ND, column):
+    moved_ND = x_ND.clone()
+    moved_ND[:, column] = 1
+    return (predict(moved_ND) - predict(x_ND)).mean()
+
+
+WIDTH = artifacts.read_json(artifacts.find("lm/config.json"))["n_embd"]
+x_BTD, W_DF = torch.zeros(2, 5, 4), torch.zeros(4, 12)
+SHAPES = {
+    "x_BTD[0]": (5, 4),
+    "x_BTD @ W_DF": (2, 5, 12),
+    "x_BTD.mean(1)": (2, 4),
+    "x_BTD.flatten(0, 1)": (10, 4),
+}
+COMPUTED = {
+    "x_BTD[0]": x_BTD[0].shape,
+    "x_BTD @ W_DF": list((x_BTD @ W_DF).shape),
+    "x_BTD.mean(1)": np.array(x_BTD.mean(1).shape),
+    "x_BTD.flatten(0, 1)": x_BTD.flatten(0, 1).shape,
+}
+
+RIGHT = [
+    (check.weights_changed, (0,)),
+    (check.weights_changed, (torch.tensor(0.0),)),
+    (check.share, (share,)),
+    (check.share, (share_with_numpy,)),
+    (check.share, (share_by_loop,)),
+    (check.extra_minutes, (3 * 12 - 2 * 10 + 5,)),
+    (check.extra_minutes, (torch.tensor(20.7),)),
+    (check.extra_minutes, (np.float32(21.4),)),
+    (check.nudge, (nudge,)),
+    (check.nudge, (nudge_with_a_mask,)),
+    (check.shapes, (SHAPES,)),
+    (check.shapes, (COMPUTED,)),
+]
+
+WRONG = [
+    (check.weights_changed, (WIDTH,), "the vector that we push with"),
+    (check.weights_changed, (console.PUSHED,), "at so many words"),
+    (check.weights_changed, (tiny.D_SAE,), "directions had the SAE to offer"),
+    (check.weights_changed, (708_000,), "set the slider back"),
+    (check.weights_changed, (0.5,), "not a share"),
+    (check.weights_changed, (-1,), "negative"),
+    (check.weights_changed, ("none",), "should be a tensor"),
+    (check.weights_changed, ([0, 0],), "one number is enough"),
+    (check.share, (lambda texts, phrase: sum(phrase in t for t in texts),), "over len(texts)"),
+    (check.share, (lambda texts, phrase: sum(t.count(phrase) for t in texts),), "every mention"),
+    (
+        check.share,
+        (lambda texts, phrase: sum(t.count(phrase) for t in texts) / len(texts),),
+        "not how often",
+    ),
+    (check.share, (lambda texts, phrase: 100 * share(texts, phrase),), "between 0 and 1"),
+    (check.share, (lambda texts, phrase: 1 - share(texts, phrase),), "without it"),
+    (check.share, (lambda texts, phrase: share(texts, phrase.split()[0]),), "golden husky"),
+    (
+        check.share,
+        (lambda ts, p: sum(all(w in t for w in p.split()) for t in ts) / len(ts),),
+        "side by side",
+    ),
+    (check.share, (lambda ts, p: sum(p in t.split() for t in ts) / len(ts),), "single words"),
+    (check.share, (lambda texts, phrase: [phrase in text for text in texts],), "shape"),
+    (check.share, (lambda texts, phrase: 0.77,), "count the texts"),
+    (check.share, (0.4,), "needs a function"),
+    (check.extra_minutes, (36 + 20 + 5,), "that term is subtracted"),
+    (check.extra_minutes, (36 - 2000 + 5,), "hundreds of metres"),
+    (check.extra_minutes, (16,), "one more stop is missing"),
+    (check.extra_minutes, (41,), "climb is missing"),
+    (check.extra_minutes, (11,), "takes time as well"),
+    (check.extra_minutes, (-3,), "there are three more"),
+    (check.extra_minutes, (-21,), "turned round"),
+    (check.extra_minutes, (31,), "there are 200 m"),
+    (check.extra_minutes, (100,), "term by term"),
+    (check.extra_minutes, ([21, 3],), "shape"),
+    (check.nudge, (lambda p, x, c: -nudge(p, x, c),), "backwards"),
+    (check.nudge, (lambda p, x, c: nudge(p, x, c) * len(x),), "sum over rows"),
+    (check.nudge, (lambda p, x, c: nudge(p, x, c) + p(x).mean(),), "subtract the one before"),
+    (check.nudge, (lambda p, x, c: (p(x + 1) - p(x)).mean(),), "every column"),
+    (check.nudge, (nudge_a_row,), "a row was raised"),
+    (check.nudge, (nudge_to_one,), "set to 1"),
+    (check.nudge, (nudge_in_place,), "work on a copy"),
+    (check.nudge, (lambda p, x, c: (p(x) - p(x)).mean(),), "nothing has changed"),
+    (check.nudge, (lambda p, x, c: p(x) - p(x),), "shape"),
+    (check.nudge, (lambda p, x, c: 7 * nudge(p, x, c),), "compare with the mean"),
+    (check.shapes, (SHAPES | {"x_BTD[0]": (4,)},), "T and D are both left"),
+    (check.shapes, (SHAPES | {"x_BTD @ W_DF": (2, 5, 4, 12)},), "summed over"),
+    (check.shapes, (SHAPES | {"x_BTD.mean(1)": (5, 4)},), "starts at 0"),
+    (check.shapes, (SHAPES | {"x_BTD.flatten(0, 1)": (7, 4)},), "multiplies"),
+    (check.shapes, (SHAPES | {"x_BTD.mean(1)": (9, 9)},), "letters first"),
+    (check.shapes, (SHAPES | {"x_BTD.mean(1)": "two by four"},), "tuple of numbers"),
+    (check.shapes, (SHAPES | {"x_BTD.mean(1)": ...},), "no answer yet"),
+    (check.shapes, ((5, 4),), "keep the dictionary"),
+]
+
+OPEN = [
+    (check.weights_changed, (...,)),
+    (check.share, (lambda texts, phrase: ...,)),
+    (check.share, (lambda texts, phrase: None,)),
+    (check.extra_minutes, (...,)),
+    (check.nudge, (lambda *_: ...,)),
+    (check.shapes, (dict.fromkeys(SHAPES, ...),)),
+    (check.shapes, (...,)),
+]
+
+CHECKS = sorted({case[0] for case in RIGHT}, key=lambda c: c.title)
+
+
+@pytest.mark.parametrize(("judge", "answers"), RIGHT)
+def test_right_answers_pass(judge, answers):
+    verdict = judge(*answers)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(("judge", "answers", "words"), WRONG)
+def test_mistakes_are_named(judge, answers, words):
+    verdict = judge(*answers)
+    assert verdict.state == "wrong"
+    assert words in verdict.message
+
+
+@pytest.mark.parametrize(("judge", "answers"), OPEN)
+def test_stubs_are_open(judge, answers):
+    assert judge(*answers).state == "open"
+
+
+@pytest.mark.parametrize("judge", CHECKS, ids=lambda c: c.title)
+def test_each_check_has_two_right_and_three_wrong_answers(judge):
+    assert sum(case[0] is judge for case in RIGHT) >= 2
+    assert sum(case[0] is judge for case in WRONG) >= 3
+
+
+@pytest.mark.parametrize("judge", [check.share, check.nudge], ids=lambda c: c.title)
+def test_an_exception_is_told_not_raised(judge):
+    def broken(*_):
+        raise KeyError("oops")
+
+    verdict = judge(broken)
+    assert verdict.state == "wrong"
+    assert "KeyError" in verdict.message
+
+
+def test_the_autograder_raises(monkeypatch):
+    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    assert check.weights_changed(0).passed
+    for answer in (WIDTH, ...):
+        with pytest.raises(NotPassed):
+            check.weights_changed(answer)

@@ -1,0 +1,334 @@
+"""The checks of lesson 01: right answers written differently pass, likely mistakes are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saelearn.exercises import NotPassed
+from saelearn.exercises import lesson01 as check
+
+
+def encode(x, W, mean):
+    return (x - mean) @ W
+
+
+def encode_with_numpy(x, W, mean):
+    return np.einsum("bd,dh->bh", x.numpy(), W.numpy()) - mean.numpy() @ W.numpy()
+
+
+def decode(h, W, mean):
+    return h @ W + mean
+
+
+def decode_as_linear(h, W, mean):
+    return torch.nn.functional.linear(h, W.T, mean)
+
+
+def loss(x, x_hat):
+    return ((x - x_hat) ** 2).sum(dim=1).mean()
+
+
+def loss_by_rows(x, x_hat):
+    return sum(torch.dist(a, b) ** 2 for a, b in zip(x, x_hat, strict=True)) / len(x)
+
+
+def loss_from_mse(x, x_hat):
+    return torch.nn.functional.mse_loss(x, x_hat) * x.shape[1]
+
+
+def step(x, W_enc, W_dec, lr):
+    value = loss(x, x @ W_enc @ W_dec)
+    value.backward()
+    with torch.no_grad():
+        for W in (W_enc, W_dec):
+            W -= lr * W.grad
+            W.grad = None
+    return value
+
+
+def step_with_sgd(x, W_enc, W_dec, lr):
+    optimizer = torch.optim.SGD([W_enc, W_dec], lr=lr)
+    optimizer.zero_grad()
+    value = loss(x, x @ (W_enc @ W_dec))
+    value.backward()
+    optimizer.step()
+    return value.item()
+
+
+def step_by_hand(x, W_enc, W_dec, lr):
+    """Gradients by the chain rule, without autograd."""
+    with torch.no_grad():
+        h = x @ W_enc
+        error = h @ W_dec - x
+        for_dec, for_enc = h.T @ error, x.T @ error @ W_dec.T
+        W_enc.sub_(2 * lr / len(x) * for_enc)
+        W_dec.sub_(2 * lr / len(x) * for_dec)
+    return error.square().sum(1).mean()
+
+
+def step_on_data(x, W_enc, W_dec, lr):
+    value = loss(x, x @ W_enc @ W_dec)
+    grads = torch.autograd.grad(value, (W_enc, W_dec))
+    for W, grad in zip((W_enc, W_dec), grads, strict=True):
+        W.data -= lr * grad
+    return value
+
+
+def faulty(*, sign=-1, clear=True, both=True, scale=1.0, rate=True, error=loss):
+    """A step with one thing wrong."""
+
+    def one_step(x, W_enc, W_dec, lr):
+        value = error(x, x @ W_enc @ W_dec)
+        value.backward()
+        with torch.no_grad():
+            for W in (W_enc, W_dec) if both else (W_dec,):
+                W += sign * scale * (lr if rate else 1) * W.grad
+        if clear:
+            W_enc.grad = W_dec.grad = None
+        return value
+
+    return one_step
+
+
+def rebinding(x, W_enc, W_dec, lr):
+    value = loss(x, x @ W_enc @ W_dec)
+    value.backward()
+    W_enc = W_enc - lr * W_enc.grad
+    W_dec = W_dec - lr * W_dec.grad
+    return value
+
+
+def recorded(x, W_enc, W_dec, lr):
+    value = loss(x, x @ W_enc @ W_dec)
+    value.backward()
+    W_enc -= lr * W_enc.grad
+    return value
+
+
+def no_backward(x, W_enc, W_dec, lr):
+    value = loss(x, x @ W_enc @ W_dec)
+    with torch.no_grad():
+        W_enc -= lr * W_enc.grad
+    return value
+
+
+def silent(x, W_enc, W_dec, lr):
+    loss(x, x @ W_enc @ W_dec).backward()
+
+
+def silent_but_right(x, W_enc, W_dec, lr):
+    step(x, W_enc, W_dec, lr)
+
+
+def wrong_value(x, W_enc, W_dec, lr):
+    return step(x, W_enc, W_dec, lr) + 1
+
+
+def summed(x, x_hat):
+    return (x - x_hat).square().sum()
+
+
+def mixed(W_enc, W_dec, M):
+    return W_enc @ M, torch.linalg.inv(M) @ W_dec
+
+
+def mixed_by_solving(W_enc, W_dec, M):
+    return [W_enc @ M, torch.linalg.solve(M, W_dec)]
+
+
+def mixed_the_other_way(W_enc, W_dec, M):
+    return W_enc @ M.inverse(), M @ W_dec
+
+
+def machine(d):
+    eye = torch.eye(d)
+    return torch.cat([eye, -eye], dim=1), torch.cat([eye, -eye])
+
+
+def machine_in_pairs(d):
+    """Another order, other lengths, doubles."""
+    W_enc = torch.zeros(d, 2 * d, dtype=torch.double)
+    W_dec = torch.zeros(2 * d, d, dtype=torch.double)
+    for i in range(d):
+        W_enc[i, 2 * i], W_enc[i, 2 * i + 1] = 2.0, -0.5
+        W_dec[2 * i, i], W_dec[2 * i + 1, i] = 0.5, -2.0
+    return W_enc, W_dec
+
+
+def machine_turned(d):
+    turn, _ = torch.linalg.qr(torch.randn(d, d, dtype=torch.double))
+    return torch.cat([turn, -turn], 1), torch.cat([turn.T, -turn.T])
+
+
+def machine_with_numpy(d):
+    return np.hstack([np.eye(d), -np.eye(d)]), np.vstack([np.eye(d), -np.eye(d)])
+
+
+EYE = torch.eye
+RIGHT = [
+    (check.encode_decode, (encode, decode)),
+    (check.encode_decode, (encode_with_numpy, decode_as_linear)),
+    (check.loss, (loss,)),
+    (check.loss, (loss_by_rows,)),
+    (check.loss, (loss_from_mse,)),
+    (check.step, (step,)),
+    (check.step, (step_with_sgd,)),
+    (check.step, (step_by_hand,)),
+    (check.step, (step_on_data,)),
+    (check.remix, (mixed,)),
+    (check.remix, (mixed_by_solving,)),
+    (check.remix, (mixed_the_other_way,)),
+    (check.copier, (machine,)),
+    (check.copier, (machine_in_pairs,)),
+    (check.copier, (machine_turned,)),
+    (check.copier, (machine_with_numpy,)),
+]
+
+WRONG = [
+    (check.encode_decode, (lambda x, W, m: x @ W, decode), "take the mean out"),
+    (check.encode_decode, (lambda x, W, m: (x + m) @ W, decode), "subtracted here"),
+    (check.encode_decode, (lambda x, W, m: ((x - m) @ W).relu(), decode), "no ReLU"),
+    (check.encode_decode, (lambda x, W, m: (x - m) @ W.T, decode), "raised RuntimeError"),
+    (check.encode_decode, (lambda x, W, m: x - m, decode), "shape (6, 5)"),
+    (check.encode_decode, (encode, lambda h, W, m: h @ W), "has to come back"),
+    (check.encode_decode, (encode, lambda h, W, m: h @ W - m), "mean is added"),
+    (check.encode_decode, (encode, lambda h, W, m: 2 * h @ W + m), "h times W_dec"),
+    (check.loss, (lambda x, y: (x - y).square().mean(),), "sum over them"),
+    (check.loss, (summed,), "grows with its size"),
+    (check.loss, (lambda x, y: (x - y).sum(1).mean(),), "cancel"),
+    (check.loss, (lambda x, y: (x - y).abs().sum(1).mean(),), "another loss"),
+    (check.loss, (lambda x, y: (x - y).norm(dim=1).mean(),), "no root"),
+    (check.loss, (lambda x, y: (x - y).sum(1).square().mean(),), "each error first"),
+    (check.loss, (lambda x, y: (x - y).square().sum(1),), "shape (7,)"),
+    (check.step, (faulty(sign=1),), "uphill"),
+    (check.step, (faulty(clear=False),), "adds to the old gradient"),
+    (check.step, (faulty(both=False),), "only one"),
+    (check.step, (faulty(error=lambda x, y: (x - y).square().mean()),), "5 times too short"),
+    (check.step, (faulty(error=summed),), "8 times too long"),
+    (check.step, (faulty(rate=False),), "learning rate"),
+    (check.step, (faulty(scale=0.3),), "not by lr times"),
+    (check.step, (rebinding,), "in place"),
+    (check.step, (recorded,), "torch.no_grad"),
+    (check.step, (no_backward,), "loss.backward() comes first"),
+    (check.step, (silent,), "return the loss"),
+    (check.step, (silent_but_right,), "return the loss"),
+    (check.step, (wrong_value,), "return the loss of this step"),
+    (check.remix, (lambda E, D, M: (E @ M, M @ D),), "M works twice"),
+    (check.remix, (lambda E, D, M: (E @ M, M.T @ D),), "rotation"),
+    (check.remix, (lambda E, D, M: (E @ M, D),), "only one of the two"),
+    (check.remix, (lambda E, D, M: (E, M @ D),), "only one of the two"),
+    (check.remix, (lambda E, D, M: (E, D),), "nothing has been mixed"),
+    (check.remix, (lambda E, D, M: (-E, -D),), "not that by M"),
+    (check.remix, (lambda E, D, M: (E @ M.inverse(), M.inverse() @ D),), "put M inv(M)"),
+    (check.remix, (lambda E, D, M: E @ D,), "both matrices"),
+    (check.copier, (lambda d: (EYE(d), EYE(d)),), "what is negative gets lost"),
+    (
+        check.copier,
+        (lambda d: (torch.cat([EYE(d), -EYE(d)], 1), torch.cat([EYE(d), EYE(d)])),),
+        "-1 comes back as 1",
+    ),
+    (check.copier, (lambda d: (-EYE(d), -EYE(d)),), "what is positive gets lost"),
+    (check.copier, (lambda d: (machine(d)[0], -machine(d)[1]),), "wrong sign"),
+    (check.copier, (lambda d: (machine(d)[0], 2 * machine(d)[1]),), "doubled"),
+    (check.copier, (lambda d: (machine(d)[0], machine(d)[1] / 2),), "halved"),
+    (check.copier, (lambda d: (machine(d)[0].T, machine(d)[1].T),), "shape (6, 3)"),
+    (check.copier, (lambda d: (machine(d)[0], EYE(d)),), "The code has F numbers"),
+    (check.copier, (lambda d: EYE(d),), "both matrices"),
+    (check.copier, (lambda d: (EYE(d).flip(0), EYE(d)),), "try it on a row"),
+]
+
+OPEN = [
+    (check.encode_decode, (lambda *_: None, lambda *_: None)),
+    (check.encode_decode, (encode, lambda *_: ...)),
+    (check.loss, (lambda *_: None,)),
+    (check.step, (lambda *_: None,)),
+    (check.remix, (lambda *_: None,)),
+    (check.copier, (lambda *_: ...,)),
+]
+
+CHECKS = sorted({case[0] for case in RIGHT}, key=lambda c: c.title)
+
+
+@pytest.mark.parametrize(("judge", "answers"), RIGHT)
+def test_right_answers_pass(judge, answers):
+    verdict = judge(*answers)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(("judge", "answers", "words"), WRONG)
+def test_mistakes_are_named(judge, answers, words):
+    verdict = judge(*answers)
+    assert verdict.state == "wrong"
+    assert words in verdict.message
+
+
+@pytest.mark.parametrize(("judge", "answers"), OPEN)
+def test_stubs_are_open(judge, answers):
+    assert judge(*answers).state == "open"
+
+
+@pytest.mark.parametrize("judge", CHECKS, ids=lambda c: c.title)
+def test_each_check_has_two_right_and_three_wrong_answers(judge):
+    assert sum(case[0] is judge for case in RIGHT) >= 2
+    assert sum(case[0] is judge for case in WRONG) >= 3
+
+
+@pytest.mark.parametrize("judge", CHECKS, ids=lambda c: c.title)
+def test_an_exception_is_told_not_raised(judge):
+    def broken(*_):
+        raise KeyError("oops")
+
+    answers = (broken, broken) if judge is check.encode_decode else (broken,)
+    verdict = judge(*answers)
+    assert verdict.state == "wrong"
+    assert "KeyError" in verdict.message
+
+
+def test_the_autograder_raises(monkeypatch):
+    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    assert check.loss(loss).passed
+    for answer in (summed, lambda *_: None):
+        with pytest.raises(NotPassed):
+            check.loss(answer)
+
+
+@pytest.mark.parametrize(
+    ("guess", "words"),
+    [
+        (0.5, "not half of the variance"),
+        (50, "you said 50%"),
+        (torch.tensor(0.2), "Well guessed"),
+        (0.0, "Too hopeful"),
+    ],
+)
+def test_a_guess_of_the_share_is_answered(guess, words):
+    verdict = check.guess_lost(guess, 0.196)
+    assert verdict.passed
+    assert "it is 20%" in verdict.message
+    assert words in verdict.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "guess", "words"),
+    [
+        (check.guess_wide, "copy", "room for all 100"),
+        (check.guess_wide, " Features ", "copying is easier"),
+        (check.guess_wide, "blurry", "That was the bottleneck"),
+        (check.guess_helps, "Yes!", "from how many labels"),
+        (check.guess_helps, "no", "a little"),
+    ],
+)
+def test_a_word_is_answered(answer, guess, words):
+    verdict = answer(guess)
+    assert verdict.passed
+    assert words in verdict.message
+
+
+@pytest.mark.parametrize("answer", [check.guess_wide, check.guess_helps])
+@pytest.mark.parametrize("guess", [..., None, "", "a lot", 7])
+def test_no_guess_or_an_unreadable_one_is_open(answer, guess, monkeypatch):
+    monkeypatch.setenv("SAELEARN_GRADE", "1")  # a prediction is never graded
+    assert answer(guess).state == "open"
+    assert check.guess_lost(..., 0.2).state == check.guess_lost("half", 0.2).state == "open"

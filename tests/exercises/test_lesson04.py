@@ -1,0 +1,300 @@
+"""The checks of lesson 04: right answers written differently pass, likely mistakes are named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from saelearn.exercises import NotPassed
+from saelearn.exercises import lesson04 as check
+
+
+def tied(x, M, b):
+    c = torch.relu(x @ M.T + b)
+    return c, c @ M
+
+
+def tied_with_numpy(x, M, b):
+    c = np.maximum(np.einsum("bd,fd->bf", x.numpy(), M.numpy()) + b.numpy(), 0)
+    return [c, np.einsum("bf,fd->bd", c, M.numpy())]
+
+
+def tied_as_columns(x, M, b):
+    c = (M @ x.T + b[:, None]).clamp(min=0)
+    return c.T, (M.T @ c).T
+
+
+def loss(x, y, c, alpha):
+    return ((x - y).square().sum(1) + alpha * c.sum(1)).mean()
+
+
+def loss_by_rows(x, y, c, alpha):
+    rows = zip(x, y, c, strict=True)
+    return sum((a - b).norm() ** 2 + alpha * d.norm(p=1) for a, b, d in rows) / len(x)
+
+
+def loss_of(M, b, x, alpha):
+    c, x_hat = tied(x, M, b)
+    return loss(x, x_hat, c, alpha)
+
+
+def step(M, b, optimizer, x, alpha):
+    value = loss_of(M, b, x, alpha)
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+    with torch.no_grad():
+        M /= M.norm(dim=1, keepdim=True)
+    return value.detach()
+
+
+def step_otherwise(M, b, optimizer, x, alpha):
+    optimizer.zero_grad(set_to_none=False)
+    value = loss_of(M, b, x, alpha)
+    value.backward()
+    optimizer.step()
+    M.data = torch.nn.functional.normalize(M.data, dim=1)
+    return value.item()
+
+
+def wrong_step(*, forget=True, walk=True, dim=1, keep=True, scale=1.0):
+    def function(M, b, optimizer, x, alpha):
+        value = loss_of(M, b, x, alpha)
+        if forget:
+            optimizer.zero_grad()
+        (scale * value).backward()
+        if walk:
+            optimizer.step()
+        with torch.no_grad():
+            if keep:
+                M /= M.norm() if dim is None else M.norm(dim=dim, keepdim=True)
+        return value.detach()
+
+    return function
+
+
+def keep_before_the_step(M, b, optimizer, x, alpha):
+    M.data /= M.data.norm(dim=1, keepdim=True)
+    return wrong_step(keep=False)(M, b, optimizer, x, alpha)
+
+
+def another_loss(M, b, optimizer, x, alpha):
+    return step(M, b, optimizer, x, 0.0)
+
+
+def translate(encoder, decoder):
+    W_enc = encoder.weight.T
+    return W_enc, encoder.bias + decoder.bias @ W_enc, decoder.weight.T, decoder.bias
+
+
+def translate_by_running(encoder, decoder):
+    zero_f = torch.zeros(encoder.out_features)
+    W_enc, W_dec = encoder.weight.detach().numpy().T, decoder.weight.detach().numpy().T
+    return [W_enc, encoder(decoder(zero_f)), W_dec, decoder(zero_f)]
+
+
+def translation(change):
+    def function(encoder, decoder):
+        return change(*translate(encoder, decoder), encoder, decoder)
+
+    return function
+
+
+def mended(x, M, b, l1):
+    c, x_hat = tied(x, M, b)
+    return loss(x, x_hat, c, l1)
+
+
+def mended_otherwise(x, M, b, l1):
+    c, x_hat = tied(x, M, b)
+    return (((x - x_hat) ** 2).sum() + l1 * c.abs().sum()) / len(x)
+
+
+def priced(price):
+    def function(x, M, b, l1):
+        c, x_hat = tied(x, M, b)
+        return (x - x_hat).square().sum(1).mean() + l1 * price(c, M, x, b, x_hat)
+
+    return function
+
+
+def ingredients(f, W, k):
+    value, index = f.topk(k)
+    return index, value[:, None] * W[index]
+
+
+def ingredients_by_sorting(f, W, k):
+    index = np.argsort(-f.numpy())[:k]
+    return index, (f[:, None] * W)[index.tolist()]
+
+
+RIGHT = [
+    (check.predicted_found, (64,)),
+    (check.predicted_found, (32.0,)),
+    (check.predicted_cosine, (1,)),
+    (check.predicted_cosine, (0.5,)),
+    (check.predicted_shared, (0.9,)),
+    (check.predicted_shared, (0,)),
+    (check.tied, (tied,)),
+    (check.tied, (tied_with_numpy,)),
+    (check.tied, (tied_as_columns,)),
+    (check.loss, (loss,)),
+    (check.loss, (loss_by_rows,)),
+    (check.train_step, (step,)),
+    (check.train_step, (step_otherwise,)),
+    (check.translation, (translate,)),
+    (check.translation, (translate_by_running,)),
+    (check.mended_loss, (mended,)),
+    (check.mended_loss, (mended_otherwise,)),
+    (check.ingredients, (ingredients,)),
+    (check.ingredients, (ingredients_by_sorting,)),
+]
+
+WRONG = [
+    (check.predicted_found, (65,), "between 0 and 64"),
+    (check.predicted_found, (-3,), "between 0 and 64"),
+    (check.predicted_found, ("many",), "a str"),
+    (check.predicted_cosine, (80,), "between 0 and 1"),
+    (check.predicted_cosine, ("0.8",), "a str"),
+    (check.predicted_cosine, (True,), "a bool"),
+    (check.predicted_shared, (30,), "between 0 and 1"),
+    (check.predicted_shared, (float("nan"),), "between 0 and 1"),
+    (check.predicted_shared, ([0.3],), "a list"),
+    (check.tied, (lambda x, M, b: (x @ M.T + b, (x @ M.T + b) @ M),), "ReLU is missing"),
+    (check.tied, (lambda x, M, b: tied(x, M, 0 * b),), "bias b_F is missing"),
+    (check.tied, (lambda x, M, b: ((x @ M.T).relu() + b, x),), "inside the ReLU"),
+    (check.tied, (lambda x, M, b: tied(x, M, -b),), "not subtracted"),
+    (check.tied, (lambda x, M, b: tied(x, M, b)[::-1],), "code comes first"),
+    (check.tied, (lambda x, M, b: (tied(x, M, b)[0], tied(x, M, b)[1].relu()),), "on the way out"),
+    (check.tied, (lambda x, M, b: (tied(x, M, b)[0], (x @ M.T + b) @ M),), "after the ReLU"),
+    (check.tied, (lambda x, M, b: tied(x, M.T, b),), "raised RuntimeError"),
+    (check.loss, (lambda x, y, c, a: (x - y).norm(dim=1).mean() + a * c.sum(1).mean(),), "root"),
+    (check.loss, (lambda x, y, c, a: ((x - y) ** 2).mean() + a * c.sum(1).mean(),), "over D"),
+    (check.loss, (lambda x, y, c, a: loss(x, y, (c > 0).float(), a),), "this is L0"),
+    (check.loss, (lambda x, y, c, a: loss(x, y, c.norm(dim=1, keepdim=True), a),), "L2 norm"),
+    (check.loss, (lambda x, y, c, a: loss(x, y, 0 * c, a) + a * c.mean(),), "over features"),
+    (check.loss, (lambda x, y, c, a: loss(x, y, 0 * c, a) + a * c.sum(),), "over the batch"),
+    (check.loss, (lambda x, y, c, a: len(x) * loss(x, y, c, a),), "both terms"),
+    (check.loss, (lambda x, y, c, a: loss(x, y, c, 1),), "alpha is missing"),
+    (check.loss, (lambda x, y, c, a: a * loss(x, y, c, 1 / a),), "stands before the price"),
+    (check.train_step, (wrong_step(forget=False),), "zero_grad"),
+    (check.train_step, (wrong_step(walk=False),), "nothing moved"),
+    (check.train_step, (wrong_step(dim=0),), "columns"),
+    (check.train_step, (wrong_step(dim=None),), "whole matrix"),
+    (check.train_step, (wrong_step(keep=False),), "divide each by its own length"),
+    (check.train_step, (keep_before_the_step,), "divide each by its own length"),
+    (check.train_step, (wrong_step(scale=-1.0),), "not where one step leads"),
+    (check.train_step, (another_loss,), "exercise 4.2"),
+    (check.translation, (translation(lambda W, b, V, c, *_: (W.T, b, V, c)),), ".T"),
+    (check.translation, (translation(lambda W, b, V, c, *_: (W, b, V.T, c)),), ".T"),
+    (check.translation, (translation(lambda W, b, V, c, e, d: (W, e.bias, V, c)),), "give it back"),
+    (
+        check.translation,
+        (translation(lambda W, b, V, c, e, d: (W, e.bias - c @ W, V, c)),),
+        "wrong sign",
+    ),
+    (check.translation, (translation(lambda W, b, V, c, *_: (W, c @ W, V, c)),), "own bias"),
+    (
+        check.translation,
+        (translation(lambda W, b, V, c, e, d: (W, e.bias, V, 0 * c)),),
+        "decoder's bias got lost",
+    ),
+    (check.translation, (translation(lambda W, b, V, c, *_: (2 * W, b, V, c)),), "insert"),
+    (check.mended_loss, (priced(lambda c, M, *_: M.abs().sum()),), "still on the weights"),
+    (check.mended_loss, (priced(lambda c, M, *_: M.square().sum()),), "weight decay"),
+    (
+        check.mended_loss,
+        (priced(lambda c, M, *_: c.sum(1).mean() + M.abs().sum()),),
+        "weights still are",
+    ),
+    (
+        check.mended_loss,
+        (priced(lambda c, M, x, b, y: (x @ M.T + b).abs().sum(1).mean()),),
+        "before the ReLU",
+    ),
+    (check.mended_loss, (priced(lambda c, M, x, b, y: y.abs().sum(1).mean()),), "reconstruction"),
+    (check.mended_loss, (priced(lambda c, *_: c.sum()),), "sum over the batch"),
+    (check.mended_loss, (priced(lambda c, *_: c.mean()),), "over the features"),
+    (check.mended_loss, (lambda x, M, b, l1: mended(x, M, b, 1),), "coefficient is missing"),
+    (check.ingredients, (lambda f, W, k: (f.topk(k).indices, W[f.topk(k).indices]),), "how much"),
+    (
+        check.ingredients,
+        (lambda f, W, k: (f.topk(k).indices, f.topk(k).values[:, None] * W.T[f.topk(k).indices]),),
+        "columns",
+    ),
+    (check.ingredients, (lambda f, W, k: (f.argsort()[-k:], W[-k:]),), "weakest first"),
+    (check.ingredients, (lambda f, W, k: (f.topk(k).indices.sort().values, W[:k]),), "numbers"),
+    (check.ingredients, (lambda f, W, k: (torch.tensor([0, 2, 5]), W[:k]),), "the weakest"),
+]
+
+OPEN = [
+    (check.predicted_found, (...,)),
+    (check.predicted_cosine, (...,)),
+    (check.predicted_shared, (None,)),
+    (check.tied, (lambda x, M, b: None,)),
+    (check.loss, (lambda *_: None,)),
+    (check.train_step, (lambda *_: None,)),
+    (check.translation, (lambda *_: ...,)),
+    (check.mended_loss, (lambda *_: None,)),
+    (check.ingredients, (lambda *_: None,)),
+]
+
+CHECKS = list(dict.fromkeys(case[0] for case in RIGHT))
+OF_FUNCTIONS = [judge for judge in CHECKS if not judge.__name__.startswith("predicted")]
+
+
+@pytest.mark.parametrize(("judge", "answers"), RIGHT)
+def test_right_answers_pass(judge, answers):
+    verdict = judge(*answers)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize(("judge", "answers", "words"), WRONG)
+def test_mistakes_are_named(judge, answers, words):
+    verdict = judge(*answers)
+    assert verdict.state == "wrong"
+    assert words in verdict.message
+
+
+@pytest.mark.parametrize(("judge", "answers"), OPEN)
+def test_stubs_are_open(judge, answers):
+    assert judge(*answers).state == "open"
+
+
+@pytest.mark.parametrize("judge", CHECKS, ids=lambda judge: judge.__name__)
+def test_each_check_has_two_right_and_three_wrong_answers(judge):
+    assert sum(case[0] is judge for case in RIGHT) >= 2
+    assert sum(case[0] is judge for case in WRONG) >= 3
+    assert any(case[0] is judge for case in OPEN)
+
+
+@pytest.mark.parametrize(
+    ("judge", "guesses"),
+    [
+        (check.predicted_found, (10, 40, 55, 64)),
+        (check.predicted_cosine, (0.3, 0.8, 1.0)),
+        (check.predicted_shared, (0.05, 0.34, 0.9)),
+    ],
+)
+def test_a_prediction_is_answered_according_to_the_guess(judge, guesses):
+    assert len({judge(guess).message for guess in guesses}) == len(guesses)
+
+
+@pytest.mark.parametrize("judge", OF_FUNCTIONS, ids=lambda judge: judge.__name__)
+def test_an_exception_is_told_not_raised(judge):
+    def broken(*_):
+        raise KeyError("oops")
+
+    verdict = judge(broken)
+    assert verdict.state == "wrong"
+    assert "KeyError" in verdict.message
+
+
+def test_the_autograder_raises(monkeypatch):
+    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    assert check.loss(loss).passed
+    for answer in (lambda *_: None, lambda x, y, c, alpha: loss(x, y, c, 1)):
+        with pytest.raises(NotPassed):
+            check.loss(answer)
+    assert check.predicted_found(...).state == "open"  # guesses are not graded

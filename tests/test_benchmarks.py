@@ -1,0 +1,89 @@
+"""The benchmarks run, print one JSON object, and their figures are what they say; no speed here."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import end_to_end, gpu, machine, peers, sweep, train_step
+from saelearn.sae import SAE
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def printed(capsys) -> dict:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_train_step_prints_what_was_agreed(capsys, monkeypatch):
+    monkeypatch.setitem(train_step.SIZES, "S", (64, 16, 128))
+    monkeypatch.setattr(train_step, "SECONDS", 0.001)
+    train_step.main(
+        ["--json", "--size", "S", "--l0", "0.02", "--threads", "1", "--peers", "none",
+         "--rounds", "2"]
+    )  # fmt: skip
+    report = printed(capsys)
+    assert report["machine"]["threads"] == 1 and report["machine"]["versions"]["torch"]
+    (result,) = report["results"]
+    assert {"size": "S", "l0": 0.02, "threads": 1}.items() <= result.items()
+    assert set(result["samples_per_s"]) == {"saelearn", "textbook"}
+    assert set(result["ratio"]) == {"textbook"} and result["share_of_limit"] > 0
+
+
+@pytest.mark.parametrize("l0", [0.002, 0.01, 0.5])
+def test_the_problem_has_the_share_of_active_features_that_it_names(l0):
+    problem = peers.Problem.make(500, 64, 1_000, l0, n=1)
+    f_BF = torch.relu(problem.x_NBD[0] @ problem.W_enc_DF + problem.b_enc_F)
+    assert float((f_BF > 0).float().mean()) == pytest.approx(l0, rel=0.1)
+
+
+def test_ours_and_the_textbook_take_the_same_step():
+    """From the same weights, with the same loss: the bench would compare apples with pears."""
+    from saelearn.kernels import Kernel
+    from saelearn.sae import l1_loss
+
+    problem = peers.Problem.make(50, 16, 64, 0.1, n=1)
+    sae = SAE(16, 64)
+    sae.load_state_dict({"W_enc": problem.W_enc_DF, "b_enc": problem.b_enc_F,
+                         "W_dec": problem.W_dec_FD, "b_dec": problem.b_dec_D})  # fmt: skip
+    x_BD = problem.batches()()
+    loss, _ = Kernel()(sae, x_BD, l1_coefficient=problem.l1, decoder_norm="weighted")
+    expected = l1_loss(x_BD, sae(x_BD), sae.W_dec, l1_coefficient=problem.l1)
+    assert float(loss.total) == pytest.approx(float(expected.total.detach()), rel=1e-5)
+    textbook = peers.textbook(problem)
+    textbook()  # takes its step without an error
+
+
+def test_turns_are_interleaved():
+    calls = []
+    ways = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = machine.interleaved(ways, rounds=3)
+    assert "".join(calls[4:]) == "ababab" and all(len(t) == 3 for t in times.values())
+    assert machine.ratio([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]) == 3.0
+
+
+def test_a_sweep_is_measured_with_its_distance_from_separate_trainings(capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "COEFFICIENTS", [0.1, 1.0])
+    monkeypatch.setattr(sweep, "K", 2)
+    sweep.main(["--json", "--steps", "3", "--rounds", "1"])
+    for result in printed(capsys)["results"]:
+        assert result["apart"]["largest"] <= 1e-4 and result["ratio"] > 0
+
+
+def test_end_to_end_prints_seconds_loss_and_l0(capsys, monkeypatch):
+    monkeypatch.setattr(end_to_end.machine, "version", lambda package: None)
+    end_to_end.main(["--json", "--steps", "3", "--rounds", "1"])
+    report = printed(capsys)
+    assert report["l0_at_start"] == pytest.approx(end_to_end.F / 2, rel=0.1)
+    assert set(report["seconds"]) == set(report["loss"]) == set(report["l0"]) == {"saelearn"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
+def test_without_a_gpu_it_says_so(capsys):
+    assert gpu.main([]) == 1
+    assert "expected a CUDA GPU" in capsys.readouterr().err

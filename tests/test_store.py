@@ -1,0 +1,406 @@
+"""Each row once an epoch, well mixed, from memory and disk; resumed to the bit; no spoilt file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from saelearn import batches
+from saelearn.errors import ArtifactError, Refusal
+from saelearn.shards import DTYPES, Shards, Tokens, Writer, to_dtype
+from saelearn.store import ActivationStore
+from saelearn.train import train
+
+SETTINGS = {"made": "by a test"}
+
+
+def numbered(n: int, d_in: int = 2) -> Tensor:
+    """Rows that hold their own number, in a form that half precision keeps."""
+    i_N = torch.arange(n)
+    x_ND = torch.zeros(n, d_in)
+    x_ND[:, 0], x_ND[:, 1] = i_N % 256, i_N // 256
+    return x_ND
+
+
+def numbers(x_BD: Tensor) -> list[int]:
+    return (x_BD[:, 0].long() + 256 * x_BD[:, 1].long()).tolist()
+
+
+def put(folder: Path, x_ND: Tensor, *, parts: int = 50, **arguments) -> Path:
+    writer = Writer(folder, SETTINGS, d_in=x_ND.shape[1], **arguments)
+    mark = {}
+    for i, part_ND in enumerate(x_ND.split(parts), 1):
+        mark = {"batches": i}
+        writer.add(part_ND, mark)
+    writer.close(Tokens(len(x_ND), len(x_ND), 0, 0), mark)
+    return folder
+
+
+def take(store: ActivationStore, n: int) -> list[Tensor]:
+    return list(itertools.islice(store, n))
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(map(torch.equal, a, b))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """10,000 rows in 8 shards, the last of them shorter."""
+    return put(tmp_path_factory.mktemp("rows") / "store", numbered(10_000), shard_rows=1_300)
+
+
+SMALL = 2 * 20 * 500  # two windows of 500 rows of 4 bytes, and 16 for the order
+
+
+# --- each row once --------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(1, 500),
+    parts=st.integers(1, 200),
+    shard_rows=st.integers(20, 300) | st.just(7),
+    batch_size=st.integers(1, 120),
+    window=st.integers(1, 400),
+    dtype=st.sampled_from(sorted(DTYPES)),
+    drop_last=st.booleans(),
+    seed=st.integers(0, 2**40),
+)
+def test_each_row_comes_once_an_epoch(
+    tmp_path_factory, n, parts, shard_rows, batch_size, window, dtype, drop_last, seed
+) -> None:
+    folder = tmp_path_factory.mktemp("any") / "store"
+    put(folder, numbered(n), parts=parts, shard_rows=shard_rows, dtype=dtype, seed=seed)
+    row = 2 * getattr(torch, dtype).itemsize + 16
+    how = {"batch_size": batch_size, "epochs": 2, "seed": seed, "drop_last": drop_last}
+    kept = n // batch_size * batch_size if drop_last else n
+    for source, limit in ((folder, 2 * row * window), (folder, 2**30), (numbered(n), 0)):
+        try:
+            store = ActivationStore(source, memory_limit=limit, **how)
+        except Refusal as refusal:  # too little memory for a batch, or nothing but a dropped one
+            assert kept == 0 or (limit < n * row and window < max(64, 2 * batch_size))
+            assert "memory_limit" in str(refusal) or "drop_last" in str(refusal)
+            continue
+        given_out = list(store)
+        assert len(given_out) == 2 * store.batches_per_epoch
+        for epoch in (given_out[: len(given_out) // 2], given_out[len(given_out) // 2 :]):
+            rows = [i for x_BD in epoch for i in numbers(x_BD)]
+            assert len(rows) == kept and len(set(rows)) == kept and set(rows) <= set(range(n))
+            assert {len(x_BD) for x_BD in epoch[:-1]} <= {batch_size}
+            assert all(x_BD.dtype == store.dtype for x_BD in epoch)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shards_are_safetensors_and_hold_what_was_given(tmp_path: Path, dtype: str) -> None:
+    """safetensors' own reader as the oracle."""
+    x_ND = torch.randn(1_000, 7, generator=torch.Generator().manual_seed(0))
+    put(tmp_path / "s", x_ND, shard_rows=300, dtype=dtype)
+    files = sorted((tmp_path / "s").glob("*.safetensors"))
+    stored = [load_file(file)["x_ND"] for file in files]
+    assert [len(part) for part in stored] == [300, 300, 300, 100]
+    for part_ND, given_ND in zip(stored, x_ND.to(getattr(torch, dtype)).split(300), strict=True):
+        assert not torch.equal(part_ND, given_ND)  # in another order
+        assert sorted(part_ND.tolist()) == sorted(given_ND.tolist())
+    out_ND = torch.empty(20, 7, dtype=stored[0].dtype)
+    Shards.open(tmp_path / "s").read(2, [(35, out_ND)])
+    assert torch.equal(out_ND, stored[2][35:55])
+    assert {path.name[:6] for path in (tmp_path / "s").iterdir()} == {"shard_", "index."}
+
+
+def test_epochs_and_seeds_have_orders_of_their_own(folder: Path) -> None:
+    for source, limit in ((folder, SMALL), (folder, 2**30), (numbered(10_000), 0)):
+
+        def rows(seed: int, source=source, limit=limit) -> list[list[int]]:
+            store = ActivationStore(source, seed=seed, batch_size=10_000 // 100, epochs=2,
+                                    memory_limit=limit)  # fmt: skip
+            return [numbers(x_BD) for x_BD in store]
+
+        first = rows(0)
+        assert first == rows(0)
+        assert first[:100] != first[100:] and first != rows(1)
+
+
+# --- mixing ---------------------------------------------------------------------------------------
+
+
+def test_rows_are_mixed_far_beyond_a_window(folder: Path) -> None:
+    """Against a full permutation: the correlation of places, and neighbours in a batch."""
+    correlations, near = [], []
+    for seed in range(8):
+        store = ActivationStore(folder, batch_size=100, epochs=1, seed=seed, memory_limit=SMALL)
+        order = np.concatenate([numbers(x_BD) for x_BD in store])
+        correlations.append(np.corrcoef(np.arange(len(order)), order)[0, 1])
+        for batch in order.reshape(100, 100):
+            near.append((np.diff(np.sort(batch // 100)) == 0).sum())  # of the same 100 rows
+    assert np.abs(correlations).max() < 0.1  # a block of 7 rows in 10,000: 0.026 is expected
+    full = np.random.default_rng(0).permuted(np.tile(np.arange(10_000), (8, 1)), axis=1)
+    expected = [(np.diff(np.sort(b // 100)) == 0).sum() for b in full.reshape(-1, 100)]
+    assert np.mean(near) < 1.1 * np.mean(expected)
+
+
+def test_memory_stays_below_the_limit() -> None:
+    """The benchmark in small: 29 MiB through 6, each row once an epoch, resumed."""
+    rows = ["--rows", "60000", "--width", "256", "--batch-size", "1000"]
+    rows += ["--memory-limit", str(6 * 2**20)]
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.stream", "--json", *rows],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    found = json.loads(run.stdout)
+    read, mixing = found["read"], found["mixing"]
+    assert read["each_row_once_an_epoch"] and read["values_intact"] and found["resume"]["equal"]
+    if sys.platform == "linux":
+        assert 0 < read["anonymous_gib"] * 2**10 < 6 + 12  # MiB; 12 for a thread and batches
+    assert mixing["ours"]["same_document"] < 1.1 * mixing["full_permutation"]["same_document"]
+    assert mixing["buffer_in_order"]["correlation"] > 0.9 > 20 * abs(mixing["ours"]["correlation"])
+    assert found["model"]["same_rows"] and found["model"]["tokens"]["stored"] == 63_000
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("done", [0, 1, 57, 139, 140, 141, 300, 419])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_it_goes_on_with_the_very_next_batch(folder: Path, done: int, drop_last: bool) -> None:
+    how = {"batch_size": 72, "epochs": 3, "seed": 5, "drop_last": drop_last}
+    for source, limit in ((folder, SMALL), (folder, 2**30), (numbered(10_000), 0)):
+        whole = list(ActivationStore(source, memory_limit=limit, **how))
+        assert len(whole) == 3 * (138 if drop_last else 139)
+        before = ActivationStore(source, memory_limit=limit, **how)
+        done = min(done, len(whole))
+        assert same(take(before, done), whole[:done])
+        state = json.loads(json.dumps(before.state_dict()))
+        after = ActivationStore(source, memory_limit=limit, **how)
+        after.load_state_dict(state)
+        assert after.state_dict() == state
+        assert same(list(after), whole[done:])
+        after.load_state_dict(before.state_dict(batches=3))
+        assert same(list(after), whole[3:])
+        assert same(take(after, 2), whole[:2])  # a new loop is a new beginning
+
+
+def test_going_on_reads_one_window_and_not_all(folder: Path, monkeypatch) -> None:
+    store = ActivationStore(folder, batch_size=72, seed=5, memory_limit=SMALL)
+    read, rows = Shards.read, []
+
+    def count(self, shard, pieces):
+        rows.extend(len(piece_ND) for _, piece_ND in pieces)
+        read(self, shard, pieces)
+
+    monkeypatch.setattr(Shards, "read", count)
+    store.load_state_dict(store.state_dict(batches=139 * 50 + 120))
+    assert numbers(take(store, 1)[0])
+    assert sum(rows) <= 2 * 500  # the window and the one read ahead
+
+
+def test_a_state_of_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
+    state = ActivationStore(folder, memory_limit=SMALL, batch_size=72).state_dict()
+    other = put(tmp_path / "other", numbered(10_000), shard_rows=1_301)
+    for source, how in (
+        (folder, {"seed": 1}),
+        (folder, {"batch_size": 71}),
+        (folder, {"memory_limit": 2 * SMALL}),
+        (folder, {"memory_limit": SMALL + 20 * 2 * 20}),  # other windows or other blocks
+        (folder, {"drop_last": True}),
+        (other, {}),
+        (numbered(10_000), {}),
+        (numbered(10_000) + 1, {}),
+    ):
+        store = ActivationStore(source, **{"memory_limit": SMALL, "batch_size": 72} | how)
+        with pytest.raises(Refusal, match="same data with the same arguments"):
+            store.load_state_dict(state)
+    with pytest.raises(Refusal, match="batches"):
+        ActivationStore(folder, memory_limit=SMALL, batch_size=72).load_state_dict(
+            state | {"batches": -1}
+        )
+
+
+def test_training_takes_it_and_goes_on(folder: Path) -> None:
+    x_ND = torch.randn(3_000, 8, generator=torch.Generator().manual_seed(1))
+    store = ActivationStore(x_ND.half(), batch_size=64, seed=3)
+    given_out = [x_BD.float() for x_BD in take(store, 60)]
+    how = {"l1_coefficient": 0.1, "steps": 60, "normalize": False, "progress": False}
+    ours, theirs = train(store, 16, **how), train(given_out, 16, **how)
+    assert torch.equal(ours.sae.W_dec, theirs.sae.W_dec)
+    source, after = (
+        batches.batches(ActivationStore(folder, batch_size=72, memory_limit=SMALL), 72)
+        for _ in range(2)
+    )
+    for _ in range(150):
+        next(source)
+    after.load_state_dict(source.state_dict())
+    assert all(torch.equal(next(source), next(after)) for _ in range(20))
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def spoil(folder: Path, what: str) -> None:
+    shard, index = folder / "shard_00001.safetensors", folder / "index.json"
+    content = json.loads(index.read_text())
+    if what == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif what == "longer":
+        shard.write_bytes(shard.read_bytes() + b"0")
+    elif what == "missing":
+        shard.unlink()
+    elif what == "another shape":
+        shard.write_bytes(shard.read_bytes().replace(b"[40, 2]", b"[20, 4]"))
+    elif what == "no index":
+        index.unlink()
+    elif what == "half an index":
+        index.write_text(index.read_text()[:100])
+    elif what == "foreign index":
+        index.write_text('{"weight_map": {}}')
+    elif what == "a key less":
+        index.write_text(json.dumps({k: v for k, v in content.items() if k != "settings"}))
+    elif what == "another count":
+        content["tokens"] |= {"read": 99, "stored": 99}
+        index.write_text(json.dumps(content))
+    elif what == "not complete":
+        index.write_text(json.dumps(content | {"tokens": None}))
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("truncated", r"shard_00001.*\n.*received"), ("longer", "shard_00001"),
+        ("missing", "no such file"), ("another shape", "another header"),
+        ("no index", "index.json"), ("half an index", "index.json"),
+        ("foreign index", "another file"), ("a key less", "a whole index"),
+        ("another count", "99 rows"), ("not complete", "goes on where it stopped"),
+    ],
+)  # fmt: skip
+def test_a_spoilt_folder_is_refused_before_use(tmp_path: Path, what: str, said: str) -> None:
+    folder = put(tmp_path / "s", numbered(100), shard_rows=40)
+    ActivationStore(folder)
+    spoil(folder, what)
+    with pytest.raises(ArtifactError, match=said):
+        ActivationStore(folder)
+
+
+def test_a_shard_cut_short_while_it_is_used_is_an_error(tmp_path: Path) -> None:
+    """A mapped file would end the process with SIGBUS."""
+    folder = put(tmp_path / "s", numbered(10_000), shard_rows=1_300)
+    store = ActivationStore(folder, batch_size=72, memory_limit=SMALL)
+    os.truncate(folder / "shard_00003.safetensors", 1_000)
+    with pytest.raises(ArtifactError, match="ends too early"):
+        take(store, 200)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_rows_that_are_not_finite_are_refused(tmp_path: Path, bad: float, dtype: str) -> None:
+    x_ND = numbered(100)
+    folder = put(tmp_path / "s", x_ND, shard_rows=40, dtype=dtype)
+    file = folder / "shard_00001.safetensors"
+    word = torch.tensor([bad], dtype=getattr(torch, dtype)).view(torch.uint8).numpy().tobytes()
+    file.write_bytes(file.read_bytes()[: -len(word)] + word)
+    with pytest.raises(Refusal, match="finite activations in shard_00001"):
+        list(ActivationStore(folder, batch_size=10, epochs=1))
+    x_ND[50, 1] = bad
+    with pytest.raises(Refusal, match="finite activations"):
+        ActivationStore(x_ND)
+    with pytest.raises(Refusal, match="finite activations"):
+        put(tmp_path / "other", x_ND, dtype=dtype)
+
+
+def test_overflow_in_half_precision_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    x_ND = numbered(10)
+    x_ND[3, 1] = -70_000.0
+    with pytest.raises(Refusal, match=r"(?s)65,504.*70,000.*bfloat16.*float32"):
+        put(tmp_path / "s", x_ND)
+    for dtype in ("bfloat16", "float32"):
+        assert torch.isfinite(to_dtype(x_ND, dtype)).all()
+    with pytest.raises(Refusal, match="float16, bfloat16, float32"):
+        to_dtype(x_ND, "float8")
+
+
+def test_arguments_are_refused_with_what_would_do(folder: Path) -> None:
+    with pytest.raises(Refusal, match=r"memory_limit=(\d|,)+ or more") as caught:
+        ActivationStore(folder, memory_limit=1_000, batch_size=300)
+    enough = int(caught.value.remedy.split("=")[1].split(" ")[0].replace(",", ""))
+    assert len(take(ActivationStore(folder, memory_limit=enough, batch_size=300), 40)) == 40
+    for how in ({"batch_size": 0}, {"epochs": -1}, {"seed": -1}):
+        with pytest.raises(Refusal, match=next(iter(how))):
+            ActivationStore(folder, **how)
+    with pytest.raises(Refusal, match="drop_last"):
+        ActivationStore(numbered(5), batch_size=6, drop_last=True)
+    with pytest.raises(Refusal, match="stored"):
+        Tokens(10, 8, 1, 0)
+
+
+# --- the writer -----------------------------------------------------------------------------------
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("all of it")
+    with pytest.raises(ArtifactError, match="a new or empty folder"):
+        put(tmp_path / "notes", numbered(10))
+    folder = put(tmp_path / "s", numbered(100), shard_rows=40)
+    for how in ({"dtype": "float32"}, {"shard_rows": 41}, {"seed": 1}):
+        with pytest.raises(ArtifactError, match=next(iter(how))):
+            put(folder, numbered(100), **{"shard_rows": 40} | how)
+    with pytest.raises(ArtifactError, match="made"):
+        Writer(folder, {"made": "elsewhere"}, d_in=2, shard_rows=40)
+    assert numbers(torch.cat(list(ActivationStore(folder, epochs=1)))) != []
+
+
+def test_a_disk_that_is_too_small_is_said_before(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2**20}))
+    with pytest.raises(ArtifactError, match=r"GiB free"):
+        put(tmp_path / "s", numbered(100))
+
+
+KILLED = """
+import torch
+from saelearn.shards import Tokens, Writer
+i_N = torch.arange(60_000)
+x_ND = torch.stack([i_N % 256, i_N // 256], 1).float()
+writer = Writer({folder!r}, {settings!r}, d_in=2, shard_rows=700)
+print("ready", flush=True)
+at = 0
+for i, part_ND in enumerate(x_ND.split(50), 1):
+    at += len(part_ND)
+    if (new := at - writer.rows) > 0:
+        writer.add(part_ND[-new:], {{"batches": i}})
+writer.close(Tokens(60_000, 60_000, 0, 0), {{"batches": i}})
+print("done", flush=True)
+"""
+
+
+def test_a_writer_that_is_killed_goes_on_and_ends_with_the_same_files(tmp_path: Path) -> None:
+    whole = put(tmp_path / "whole", numbered(60_000), shard_rows=700)
+    folder = tmp_path / "killed"
+    script = KILLED.format(settings=SETTINGS, folder=str(folder))
+    rng = np.random.default_rng(0)
+    for begun in (0, 25):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        until = begun + rng.integers(25)  # of 86 files
+        while len(list(folder.glob("shard_*"))) < until and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert b"done" not in process.communicate()[0]
+        with pytest.raises(ArtifactError):
+            ActivationStore(folder)
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == sorted(path.name for path in folder.iterdir())
+    assert all((whole / n).read_bytes() == (folder / n).read_bytes() for n in names)
