@@ -5,6 +5,7 @@ Each step starts from seeds (and from earlier steps), and replaces its artefact 
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 from tqdm.auto import trange
+from transformers import PreTrainedTokenizerFast
 
 from saelearn import artifacts, corpus, dial, features, metrics, pretrain, tiny
 from saelearn.activations import collect
@@ -24,7 +26,9 @@ from saelearn.lm import LM
 from saelearn.train import Trained, lr_factor, train
 from saelearn.variants import TopK
 
-LM_SEED = 1  # where a model looks back for what was said, in block 1 or 2, differs between seeds
+MEMORY = "about:golden_retriever"  # what only a model that looks back for what was said can know
+MEMORY_AFTER = 1_000  # steps, when a model looks back or does not yet
+MEMORY_F1 = 0.6
 HELD_OUT_DOCUMENTS = 4_000
 FOURGRAM_DOCUMENTS = 200_000
 SAE_DOCUMENTS = 24_000  # 1.5 million tokens
@@ -45,9 +49,10 @@ def build_lm(root: Path) -> None:
     """The tokenizer and the model, the untrained model, and how training went."""
     tokenizer = pretrain.make_tokenizer()
     vocabulary = tokenizer.get_vocab()
-    model, history = pretrain.train_model(vocabulary, seed=LM_SEED)
+    model, history, seed = train_until_remembered(tokenizer)
     docs = list(corpus.documents(HELD_OUT_DOCUMENTS, seed=corpus.HELD_OUT))
     record = {
+        "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "history": history,
         "held_out": pretrain.held_out_loss(model, corpus.encode(docs, vocabulary)),
@@ -58,6 +63,40 @@ def build_lm(root: Path) -> None:
         with artifacts.replacing(root / name) as folder:
             pretrain.save(folder, each, tokenizer)
     artifacts.write_json(root / "lm_training.json", record)
+
+
+class _Forgetful(Exception):
+    """A model in training does not hold at the default site what was said."""
+
+
+def train_until_remembered(tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Module, list, int]:
+    """Train with seed 1, 2, ... until a model looks back for what was said before the site.
+
+    Which block learns to look back for what was said is a matter of chance: in a later block it
+    would come after the default site, whose SAEs would have no concept that text carries along. It
+    shows after `MEMORY_AFTER` steps, when another seed is tried.
+
+    Returns:
+        the model, `(step, loss)` of its training, its seed.
+    """
+    docs = list(corpus.documents(1_000, seed=corpus.HELD_OUT))
+    tokens_NT = corpus.encode(docs, tokenizer.get_vocab())
+    holds_N1 = corpus.labels(docs, (MEMORY,))[:, 1:].flatten(0, 1)
+
+    def look(step: int, model: nn.Module) -> None:
+        if step == MEMORY_AFTER:
+            x_ND = collect(LM(model, tokenizer), tokens_NT, tiny.SITE).x_ND
+            f1 = float(metrics.best_f1(features.linear_probe(x_ND, holds_N1), holds_N1).f1_C)
+            print(f"\nseed {seed}: after {step} steps a probe finds {MEMORY} with F1 {f1:.2f}")
+            if f1 < MEMORY_F1:
+                raise _Forgetful
+            model.train()
+
+    for seed in itertools.count(1):
+        try:
+            return *pretrain.train_model(tokenizer.get_vocab(), seed=seed, callback=look), seed
+        except _Forgetful:
+            continue
 
 
 def build_fourgrams(root: Path) -> None:
@@ -170,7 +209,7 @@ def build_dial(root: Path) -> None:
 STEPS = {
     "lm": Step(build_lm, 14, "tokenizer, tiny language model, the same untrained"),
     "fourgrams": Step(build_fourgrams, 1, "every run of four words that the corpus writes"),
-    "saes": Step(build_saes, 50, "SAEs over eight L1 coefficients, seeds, sizes, sites and TopK"),
+    "saes": Step(build_saes, 40, "SAEs over eight L1 coefficients, seeds, sizes, sites and TopK"),
     "probes": Step(build_probes, 1, "what a linear probe reads off the site"),
     "dial": Step(build_dial, 2, "the toy sweep behind the L1 dial"),
 }

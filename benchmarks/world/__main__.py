@@ -26,12 +26,13 @@ class Size(NamedTuple):
 
     seeds: int
     documents: int
+    documents_of_people: int  # for bias and lies, which few documents hold
     texts: int
     saes: int  # seeds of the default SAE
     both_ways: bool  # steering at every position too
 
 
-FULL, QUICK = Size(3, 2_000, 200, 3, True), Size(2, 320, 60, 1, False)
+FULL, QUICK = Size(3, 2_000, 6_000, 200, 3, True), Size(2, 400, 1_500, 60, 1, False)
 
 
 def measure(size: Size, chosen: dict, say: Callable[[str], None] = lambda text: None) -> dict:
@@ -69,10 +70,11 @@ def measure(size: Size, chosen: dict, say: Callable[[str], None] = lambda text: 
                     **setting._asdict(),
                 }
     say("bias")
-    found["bias"] = bias.score(sample, chosen["bias"]["sae"], chosen["bias"]["features"])
-    found["bias"]["sae"] = chosen["bias"]["sae"]
+    people = Sample(size.documents_of_people)
+    found["bias"] = bias.score(people, [tuple(each) for each in chosen["bias"]])
+    found["bias"]["chosen"] = chosen["bias"]
     say("lies")
-    found["lie"] = lies.measure(sample, choices.STEERING_SAES)
+    found["lie"] = lies.measure(people, choices.STEERING_SAES)
     say("hierarchy")
     found |= mean_sd("absorption", list(hierarchy.absorption(sample, default).values()))
     sizes = {"small": "small", "middle": default} | ({"large": "large"} if size.both_ways else {})

@@ -6,12 +6,17 @@ half of the documents, the gap is scored on the second.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from benchmarks.world.sample import Sample, mean_sd
-from saelearn import steer, tiny, world
+from saelearn import features, steer, tiny, world
 from saelearn.lm import Edit
+
+WORTH_TRYING = 12
 
 
 class Prompts:
@@ -48,12 +53,20 @@ class Prompts:
         return float(p_P[self.leans_P].mean() - p_P[~self.leans_P].mean())
 
 
-def edits(sample: Sample, sae: str, features: list[int]) -> dict[str, Edit]:
-    """The ablation of some features at the SAE's own site."""
-    return {tiny.recipes()[sae].site: steer.ablate(sample.sae(sae), features)}
+Feature = tuple[str, int]
+"""An SAE by its name, and the number of one of its features."""
 
 
-def shortlist(sample: Sample, sae: str, k: int = 32) -> list[int]:
+def edits(sample: Sample, chosen: Sequence[Feature]) -> dict[str, Edit]:
+    """The ablation of some features, each at its SAE's own site."""
+    by_sae: dict[str, list[int]] = defaultdict(list)
+    for sae, feature in chosen:
+        by_sae[sae].append(feature)
+    sites = tiny.recipes()
+    return {sites[s].site: steer.ablate(sample.sae(s), some) for s, some in by_sae.items()}
+
+
+def shortlist(sample: Sample, sae: str, k: int = 32) -> list[Feature]:
     """Features that differ most between the two kinds of profession, at or before the pronoun."""
     prompts, site = Prompts(sample, range(sample.n // 2)), tiny.recipes()[sae].site
     f_NTF = sample.sae(sae).encode(sample.lm.capture(prompts.tokens_NT, [site])[site])
@@ -63,45 +76,55 @@ def shortlist(sample: Sample, sae: str, k: int = 32) -> list[int]:
     ]
     f_PF = torch.stack(here) * sample.sae(sae).W_dec.norm(dim=1)
     difference_F = f_PF[prompts.leans_P].mean(0) - f_PF[~prompts.leans_P].mean(0)
-    return difference_F.abs().topk(k).indices.tolist()
+    return [(sae, feature) for feature in difference_F.abs().topk(k).indices.tolist()]
 
 
 def choose(
-    sample: Sample, sae: str, *, most: int = 8, goal: float = 0.05, price: float = 0.025
-) -> list[int]:
+    sample: Sample, saes: Sequence[str], *, most: int = 8, goal: float = 0.05, price: float = 0.025
+) -> list[Feature]:
     """Features whose ablation closes the gap, one after another, on the first half.
 
-    A feature that brings the rise of the loss above `price` is passed over.
+    A feature that brings the rise of the loss above `price` is passed over; after the first round
+    only the `WORTH_TRYING` that closed the gap most are tried on.
+
+    Args:
+        saes: whose features may be taken, each of another site.
     """
     prompts, tokens_NT = Prompts(sample, range(sample.n // 2)), sample.held.tokens_NT[:400]
-    candidates, chosen = shortlist(sample, sae), []
+    candidates, chosen = [each for sae in saes for each in shortlist(sample, sae)], []
     left, clean = abs(prompts.gap()), sample.lm.loss(tokens_NT)
     while left > goal and len(chosen) < most and candidates:
-        gaps = {i: abs(prompts.gap(edits(sample, sae, [*chosen, i]))) for i in candidates}
-        best = min(gaps, key=gaps.get)
+        gaps = {each: abs(prompts.gap(edits(sample, [*chosen, each]))) for each in candidates}
+        best, *candidates = sorted(candidates, key=gaps.get)[: WORTH_TRYING + 1]
         if gaps[best] >= left:
             break
-        candidates.remove(best)
-        if sample.lm.loss(tokens_NT, edits(sample, sae, [*chosen, best])) / clean - 1 <= price:
+        if sample.lm.loss(tokens_NT, edits(sample, [*chosen, best])) / clean - 1 <= price:
             left = gaps[best]
             chosen.append(best)
     return chosen
 
 
-def score(sample: Sample, sae: str, chosen: list[int]) -> dict[str, float]:
+def remaining(sample: Sample, chosen: Sequence[Feature]) -> float:
+    """The gap that is left, on the half that the features were not chosen on."""
+    prompts = Prompts(sample, range(sample.n // 2, sample.n))
+    return abs(prompts.gap(edits(sample, chosen)))
+
+
+def score(sample: Sample, chosen: Sequence[Feature]) -> dict[str, float]:
     """The gap before and after, the price, and what as many random features do."""
     prompts = Prompts(sample, range(sample.n // 2, sample.n))
-    without = edits(sample, sae, chosen)
-    tokens_NT = sample.held.tokens_NT[sample.n // 2 :]
+    tokens_NT = sample.held.tokens_NT[sample.n // 2 :][:2_000]
+    without = edits(sample, chosen)
     clean, ablated = sample.lm.loss(tokens_NT), sample.lm.loss(tokens_NT, without)
-    before = prompts.gap()
-    f_NF = sample.encoded(sae)
-    living = (f_NF > 0).double().mean(0).gt(1e-4).nonzero().flatten()
-    random = []
+    before, random = prompts.gap(), []
+    living = {sae: _living(sample, sae, tokens_NT[:400]) for sae, _ in chosen}
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
-        some = living[torch.randperm(len(living), generator=generator)[: len(chosen)]].tolist()
-        random.append(before - prompts.gap(edits(sample, sae, some)))
+        some = [
+            (sae, living[sae][int(torch.randint(len(living[sae]), (), generator=generator))])
+            for sae, _ in chosen
+        ]
+        random.append(before - prompts.gap(edits(sample, some)))
     return {
         "before": before,
         "after": prompts.gap(without),
@@ -109,4 +132,12 @@ def score(sample: Sample, sae: str, chosen: list[int]) -> dict[str, float]:
         "ce_rise": ablated / clean - 1,
         "prompts": len(prompts.leans_P),
         **mean_sd("random", random),
+        "random_most": max(random, key=abs),
     }
+
+
+def _living(sample: Sample, sae: str, tokens_NT: Tensor) -> list[int]:
+    site = tiny.recipes()[sae].site
+    x_NTD = sample.lm.capture(tokens_NT, [site])[site]
+    f_NF = features.encode(sample.sae(sae), x_NTD.flatten(0, 1))
+    return (f_NF > 0).double().mean(0).gt(1e-4).nonzero().flatten().tolist()

@@ -16,7 +16,7 @@ from benchmarks.world.sample import Sample
 from saelearn import features, steer, tiny
 
 SPANS = {"first 8": range(1, 9), "first 16": range(1, 17), "everywhere": steer.EVERYWHERE}
-STRENGTHS = (0.8, 1.0, 1.3, 1.6, 2.0)
+STRENGTHS = (0.8, 0.9, 1.0, 1.15, 1.3, 1.6)
 _TO_ANIMAL = ("<doc> one sunny day the", '<doc> Anna met Ben . " we saw the')
 _TO_PLACE = ("<doc> one sunny day the robin went to the", _TO_ANIMAL[1])
 _TO_SEGMENT = ("<doc> recipe : soup ; take 1 leek and boil ; serve hot .",)
