@@ -5,6 +5,7 @@ Each step starts from seeds (and from earlier steps), and replaces its artefact 
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -12,18 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
+from tqdm.auto import trange
+from transformers import PreTrainedTokenizerFast
 
 from saelearn import artifacts, corpus, dial, features, metrics, pretrain, tiny
 from saelearn.activations import collect
+from saelearn.batches import mean_norm_scale, shuffled
 from saelearn.errors import Refusal
 from saelearn.lm import LM
-from saelearn.train import train
+from saelearn.train import Trained, lr_factor, train
+from saelearn.variants import TopK
 
+MEMORY = "about:golden_retriever"  # what only a model that looks back for what was said can know
+MEMORY_AFTER = 1_000  # steps, when a model looks back or does not yet
+MEMORY_F1 = 0.6
 HELD_OUT_DOCUMENTS = 4_000
-FOURGRAM_DOCUMENTS = 120_000
-SAE_DOCUMENTS = 16_000  # one million tokens, each seen eight times
-SAE_TRAINING = {"steps": 4_000, "batch_size": 2_048, "lr": 2e-3, "log_every": 250}
+FOURGRAM_DOCUMENTS = 200_000
+SAE_DOCUMENTS = 24_000  # 1.5 million tokens
+SAE_TRAINING = {"steps": 12_000, "batch_size": 1_024, "lr": 2e-3, "log_every": 250}
 PROBE_DOCUMENTS = 2_000
 
 
@@ -40,9 +49,10 @@ def build_lm(root: Path) -> None:
     """The tokenizer and the model, the untrained model, and how training went."""
     tokenizer = pretrain.make_tokenizer()
     vocabulary = tokenizer.get_vocab()
-    model, history = pretrain.train_model(vocabulary)
+    model, history, seed = train_until_remembered(tokenizer)
     docs = list(corpus.documents(HELD_OUT_DOCUMENTS, seed=corpus.HELD_OUT))
     record = {
+        "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "history": history,
         "held_out": pretrain.held_out_loss(model, corpus.encode(docs, vocabulary)),
@@ -53,6 +63,40 @@ def build_lm(root: Path) -> None:
         with artifacts.replacing(root / name) as folder:
             pretrain.save(folder, each, tokenizer)
     artifacts.write_json(root / "lm_training.json", record)
+
+
+class _Forgetful(Exception):
+    """A model in training does not hold at the default site what was said."""
+
+
+def train_until_remembered(tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Module, list, int]:
+    """Train with seed 1, 2, ... until a model looks back for what was said before the site.
+
+    Which block learns to look back for what was said is a matter of chance: in a later block it
+    would come after the default site, whose SAEs would have no concept that text carries along. It
+    shows after `MEMORY_AFTER` steps, when another seed is tried.
+
+    Returns:
+        the model, `(step, loss)` of its training, its seed.
+    """
+    docs = list(corpus.documents(1_000, seed=corpus.HELD_OUT))
+    tokens_NT = corpus.encode(docs, tokenizer.get_vocab())
+    holds_N1 = corpus.labels(docs, (MEMORY,))[:, 1:].flatten(0, 1)
+
+    def look(step: int, model: nn.Module) -> None:
+        if step == MEMORY_AFTER:
+            x_ND = collect(LM(model, tokenizer), tokens_NT, tiny.SITE).x_ND
+            f1 = float(metrics.best_f1(features.linear_probe(x_ND, holds_N1), holds_N1).f1_C)
+            print(f"\nseed {seed}: after {step} steps a probe finds {MEMORY} with F1 {f1:.2f}")
+            if f1 < MEMORY_F1:
+                raise _Forgetful
+            model.train()
+
+    for seed in itertools.count(1):
+        try:
+            return *pretrain.train_model(tokenizer.get_vocab(), seed=seed, callback=look), seed
+        except _Forgetful:
+            continue
 
 
 def build_fourgrams(root: Path) -> None:
@@ -67,35 +111,80 @@ def build_fourgrams(root: Path) -> None:
 
 
 def build_saes(root: Path) -> None:
-    """One SAE for each coefficient of the sweep, and one on the untrained model."""
-    lm = LM.load(root / "lm")
-    x_ND = _activations(lm)
-    for coefficient in tiny.L1_COEFFICIENTS:
-        name = tiny.name_of(coefficient)
-        _train_sae(root, name, x_ND, coefficient, {"model_name": "saelearn/tiny"})
-    x_ND = _activations(LM.load(root / "lm_random"))
-    name = {"model_name": "saelearn/tiny, untrained"}
-    _train_sae(root, "random_lm", x_ND, tiny.L1_DEFAULT, name)
+    """All of `tiny.recipes()`, site by site, so that activations are collected once each."""
+    recipes = tiny.recipes()
+    places = list(dict.fromkeys((recipe.model, recipe.site) for recipe in recipes.values()))
+    for model, site in places:
+        lm = LM.load(root / model)
+        tokens_NT = corpus.encode(corpus.documents(SAE_DOCUMENTS), lm.tokenizer.get_vocab())
+        x_ND = collect(lm, tokens_NT, site, progress=True).x_ND
+        for name, recipe in recipes.items():
+            if (recipe.model, recipe.site) == (model, site):
+                build_sae(root, name, x_ND)
 
 
-def _activations(lm: LM) -> Tensor:
-    tokens_NT = corpus.encode(corpus.documents(SAE_DOCUMENTS), lm.tokenizer.get_vocab())
-    return collect(lm, tokens_NT, tiny.SITE, progress=True).x_ND
-
-
-def _train_sae(root: Path, name: str, x_ND: Tensor, coefficient: float, metadata: dict) -> None:
+def build_sae(root: Path, name: str, x_ND: Tensor) -> None:
+    """Train one of `tiny.recipes()` on activations of its site and save it with its history."""
+    recipe = tiny.recipes()[name]
     print(f"SAE {name}")
-    trained = train(x_ND, tiny.D_SAE, l1_coefficient=coefficient, **SAE_TRAINING)
-    trained.sae.metadata |= metadata | {
-        "hook_name": tiny.SITE,
+    d_sae, how = recipe.d_sae or tiny.D_SAE, SAE_TRAINING | {"seed": recipe.seed}
+    if recipe.k:
+        trained = train_topk(x_ND, d_sae, k=recipe.k, **how)
+    else:
+        trained = train(x_ND, d_sae, l1_coefficient=recipe.l1_coefficient, **how)
+    strength = {"k": recipe.k} if recipe.k else {"l1_coefficient": recipe.l1_coefficient}
+    trained.sae.metadata |= strength | how | {
+        "model_name": "saelearn/tiny" + (", untrained" if recipe.model == "lm_random" else ""),
+        "hook_name": recipe.site,
         "context_size": corpus.LENGTH,
         "prepend_bos": False,
-        "l1_coefficient": coefficient,
         "scale": trained.scale,
-        **SAE_TRAINING,
-    }
+    }  # fmt: skip
     trained.sae.save(root / "saes" / name)
     artifacts.write_json(root / "saes" / f"{name}.history.json", trained.history)
+
+
+def train_topk(
+    x_ND: Tensor,
+    d_sae: int,
+    *,
+    k: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    log_every: int,
+    seed: int = 0,
+) -> Trained:
+    """Train a TopK SAE as `train` trains an L1 one, with the squared error alone as its loss.
+
+    Only the k features that stay are decoded, which costs k / F of a full product.
+    """
+    scale = mean_norm_scale(x_ND)
+    sae = TopK.from_data(x_ND * scale, d_sae, k=k, seed=seed)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
+    result = Trained(sae, scale=scale)
+    fired_F = torch.zeros(d_sae, dtype=torch.bool)
+    rows = shuffled(x_ND, batch_size, seed=seed)
+    for i in trange(steps, desc="TopK SAE", unit="step", mininterval=2):
+        x_BD = next(rows) * scale
+        optimizer.param_groups[0]["lr"] = lr * lr_factor(i, steps, warmup=0.02, decay=0.2)
+        top = torch.addmm(sae.b_enc, x_BD - sae.b_dec, sae.W_enc).topk(k, sorted=False)
+        f_BK = top.values.relu()
+        x_hat_BD = embedding_bag(top.indices, sae.W_dec, mode="sum", per_sample_weights=f_BK)
+        loss = (x_hat_BD + sae.b_dec - x_BD).square().sum(1).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+        fired_F[top.indices[f_BK > 0]] = True
+        result.steps = i + 1
+        if (i + 1) % log_every == 0 or i + 1 == steps:
+            l0, dead = (f_BK > 0).sum(1).float().mean(), 1 - fired_F.float().mean()
+            values = {"loss": loss.item(), "l0": l0.item(), "dead": dead.item()}
+            result.history.append({"step": i + 1, **values})
+            fired_F.zero_()
+    sae.fold_scale_(scale)
+    return result
 
 
 def build_probes(root: Path) -> None:
@@ -118,9 +207,9 @@ def build_dial(root: Path) -> None:
 
 
 STEPS = {
-    "lm": Step(build_lm, 12, "tokenizer, tiny language model, the same untrained"),
-    "fourgrams": Step(build_fourgrams, 0.5, "every run of four words that the corpus writes"),
-    "saes": Step(build_saes, 20, "SAEs over six L1 coefficients, and one on the untrained model"),
+    "lm": Step(build_lm, 14, "tokenizer, tiny language model, the same untrained"),
+    "fourgrams": Step(build_fourgrams, 1, "every run of four words that the corpus writes"),
+    "saes": Step(build_saes, 40, "SAEs over eight L1 coefficients, seeds, sizes, sites and TopK"),
     "probes": Step(build_probes, 1, "what a linear probe reads off the site"),
     "dial": Step(build_dial, 2, "the toy sweep behind the L1 dial"),
 }

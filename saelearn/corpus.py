@@ -7,8 +7,8 @@ Document `index` of `seed` is always the same, so a corpus is a pair of numbers 
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,7 +25,8 @@ BOS = "<doc>"
 UNKNOWN = "<unk>"
 TRAIN, HELD_OUT = 0, 1  # seeds: what the model was trained on, and what it has never seen
 
-_MIX = Bag(REGISTERS)
+Register = Callable[[Writer], None]
+MIX = Bag(REGISTERS)
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,24 @@ class Document:
         return " ".join(self.tokens)
 
 
-def document(index: int, *, seed: int = TRAIN, length: int = LENGTH) -> Document:
-    """Document number `index` of the corpus `seed`."""
+def document(
+    index: int, *, seed: int = TRAIN, length: int = LENGTH, mix: Bag[Register] = MIX
+) -> Document:
+    """Document number `index` of the corpus `seed`; `mix` is what its registers are drawn from."""
     writer = Writer(random.Random(f"{seed}/{index}"))
     writer.say(BOS)
     while len(writer.tokens) < length:
-        register = writer.pick(_MIX)
+        register = writer.pick(mix)
         with writer.within(f"register:{register.__name__}"):
             register(writer)
     return Document(writer.tokens[:length], writer.concepts[:length], writer.nats[:length])
 
 
-def documents(n: int, *, seed: int = TRAIN, start: int = 0) -> Iterator[Document]:
+def documents(
+    n: int, *, seed: int = TRAIN, start: int = 0, mix: Bag[Register] = MIX
+) -> Iterator[Document]:
     """Documents `start` to `start + n` of the corpus `seed`, one after another."""
-    return (document(i, seed=seed) for i in range(start, start + n))
+    return (document(i, seed=seed, mix=mix) for i in range(start, start + n))
 
 
 def encode(docs: Sequence[Document] | Iterator[Document], vocabulary: dict[str, int]) -> Tensor:
@@ -85,9 +90,26 @@ def vocabulary(n: int = 20_000) -> list[str]:
 
 @lru_cache(maxsize=2)
 def concept_names(n: int = 4_000, minimum: int = 50) -> tuple[str, ...]:
-    """Concepts that hold at `minimum` or more tokens of `n` documents, in alphabetical order."""
-    counts = Counter(name for doc in documents(n) for names in doc.concepts for name in set(names))
-    return tuple(sorted(name for name, count in counts.items() if count >= minimum))
+    """Concepts that hold at `minimum` or more tokens of `n` documents, in alphabetical order.
+
+    A concept that holds at one word, whenever it stands there and nowhere else, is left out: to
+    find it, reading the word is enough, and it would say nothing about a model.
+    """
+    words, counts, places = Counter(), Counter(), defaultdict(Counter)
+    for doc in documents(n):
+        words.update(doc.tokens)
+        for word, names in zip(doc.tokens, doc.concepts, strict=True):
+            for name in set(names):
+                counts[name] += 1
+                places[name][word] += 1
+    return tuple(
+        sorted(
+            name
+            for name, count in counts.items()
+            if count >= minimum
+            and (len(places[name]) > 1 or words[next(iter(places[name]))] > count)
+        )
+    )
 
 
 def labels(docs: Sequence[Document], names: Sequence[str]) -> Tensor:

@@ -1,17 +1,32 @@
-"""Ten ways of writing about the world. Layer 1.
+"""Eleven ways of writing about the world. Layer 1.
 
-A register is a function that writes one segment with a `Writer`. To add one: write the function
-and name it in `REGISTERS`. Two rules. Give a concept to a token where it helps to predict the next
-one (`recall` and `knowing` do that), since nothing else makes a model represent it there. And make
-every choice right before the word that reveals it, or the entropy bound would be too high: what is
-chosen and never told (because the document ends) still counts as surprise.
+A register is a function that writes one segment with a `Writer`. To add one, write the function
+and give it a weight: `REGISTERS[mine] = 0.05`, or, without touching the course's own corpus,
+`corpus.documents(100, mix=Bag(REGISTERS | {mine: 0.05}))`. data/README.md has an example. Three
+rules. Begin with a word that no other register begins with. Give a concept to a token where it
+helps to predict the next one (`recall` and `knowing` do that), since nothing else makes a model
+represent it there. And make every choice right before the word that reveals it, or the entropy
+bound would be too high: what is chosen and never told (because the document ends) still counts
+as surprise.
 """
 
 from __future__ import annotations
 
 from saelearn import world
+from saelearn.formal import arithmetic, citation, code, http, recipe
 from saelearn.grammar import Bag, Term, Writer
 from saelearn.world import bag, evenly, name_of, terms
+
+MIXED = 0.15  # of the English stories' nouns are Korean words
+
+
+def _in_korean(term: Term) -> Term:
+    return Term(tuple(world.KOREAN[name_of(term)].split()), term.kind, term.concepts)
+
+
+def _name(w: Writer, term: Term) -> None:
+    """Name a thing in English or, now and then, in Korean: what follows is the same."""
+    w.say(_in_korean(term) if w.flip(MIXED) else term)
 
 
 def story(w: Writer) -> None:
@@ -20,19 +35,22 @@ def story(w: Writer) -> None:
     weather = w.pick(world.WEATHER)
     w.say(weather, "day the")
     hero = w.pick(world.ANIMALS)
-    w.say(hero)
-    w.say("went to the", world.PLACES, ".")
+    _name(w, hero)
+    w.say("went to the")
+    place = w.pick(world.PLACES)
+    _name(w, place)
+    w.say(".")
     while True:
         actor = w.pick(_ACTORS)
         w.say({"it": "it", "hero": "the", "name": world.NAMES}[actor])
         if actor == "name":
             w.say("called the")
         if actor != "it":
-            w.say(hero, knowing=f"about:{name_of(hero)}")
-        if actor == "name":
-            w.say(".")
-        else:
-            w.pick(_SCENES)(w, hero, weather)
+            w.recall(f"about:{name_of(hero)}")
+            _name(w, hero)
+        if actor != "name":
+            w.pick(_SCENES)(w, hero, weather, place)
+        w.say(".")
         if w.flip(0.3):
             w.say("end of story .")
             return
@@ -40,28 +58,37 @@ def story(w: Writer) -> None:
 
 def _action(w: Writer, actions: dict[str, Bag[str]], label: str) -> None:
     w.recall(f"about_class:{label}")
-    w.say(Term((w.pick(actions[label]),), "action", (f"action:{label}",)))
+    w.say(Term((w.pick(actions[label]),), "action", ("action:any",)))
 
 
-def _acts(w: Writer, hero: Term, weather: Term) -> None:
+def _acts(w: Writer, hero: Term, weather: Term, place: Term) -> None:
     _action(w, world.DOES, hero.traits["label"])
     w.say("and")
     _action(w, world.DOES, hero.traits["label"])
-    w.say(".")
 
 
-def _eats(w: Writer, hero: Term, weather: Term) -> None:
+def _eats(w: Writer, hero: Term, weather: Term, place: Term) -> None:
     w.say("ate the")
-    w.say(world.EATS[hero.traits["label"]], ".", knowing=f"about_class:{hero.traits['label']}")
+    w.recall(f"about_class:{hero.traits['label']}")
+    _name(w, w.pick(world.EATS[hero.traits["label"]]))
 
 
-def _feels(w: Writer, hero: Term, weather: Term) -> None:
+def _feels(w: Writer, hero: Term, weather: Term, place: Term) -> None:
     w.say("felt")
-    w.say(world.MOOD_GIVEN[name_of(weather)], ".", knowing=f"weather_was:{name_of(weather)}")
+    w.recall(f"weather_was:{name_of(weather)}")
+    mood = w.pick(world.MOOD_GIVEN[name_of(weather)])
+    w.say(mood, "and")
+    w.say(world.SHOWS[name_of(mood)], knowing=f"mood_was:{name_of(mood)}")
+
+
+def _stays(w: Writer, hero: Term, weather: Term, place: Term) -> None:
+    w.say("stayed at the")
+    w.recall(f"place_was:{name_of(place)}")
+    _name(w, place)
 
 
 _ACTORS = Bag({"hero": 0.45, "it": 0.35, "name": 0.2})
-_SCENES = Bag([_acts, _eats, _feels])
+_SCENES = Bag([_acts, _eats, _feels, _stays])
 
 
 def dialogue(w: Writer) -> None:
@@ -76,13 +103,13 @@ def dialogue(w: Writer) -> None:
         with w.within("quote:inside"):
             w.say('"')
             ending, verb = w.pick(_ENDINGS)
-            w.say(_OPENINGS[verb], "the", also=(f"quote:{verb}",))
+            w.say(_OPENINGS[verb], "the")
             if turn > 0:
                 w.recall(f"talk_of:{name_of(thing)}")
             thing = thing or w.pick(_TOPICS)
             w.say(thing)
-            w.say(ending, '"', also=(f"quote:{verb}",), knowing=f"quote:{verb}")
-        w.say(verb)
+            w.say(ending, '"', knowing=f"quote:{verb}")
+        w.say(verb, knowing=f"quote:{verb}")
         w.say(speaker, ".", knowing=f"speaks:{name_of(speaker)}")
         if w.flip(0.35):
             w.say("they left .")
@@ -96,50 +123,6 @@ _OPENINGS = {
     "asked": bag("where is, who saw, do you like"),
     "shouted": bag("look at, watch out for, come to"),
 }
-
-
-def citation(w: Writer) -> None:
-    """Scholarly references; authors, subjects and journal agree on a field of study."""
-    field = w.pick(bag(", ".join(world.FIELDS)))
-    w.say(world.AUTHORS[field])
-    while True:
-        w.say("et al. (", world.YEARS, ")", also=("cite:head",))
-        w.say(bag("showed, found, argued"), "that")
-        for follows in (bag("change, limit, drive"), "[ in"):
-            w.say(world.SUBJECTS[field], follows, knowing=f"field:{field}")
-        w.recall(f"field:{field}")
-        w.say(world.FIELDS[field][2], ", vol.", bag("3, 7, 12, 5, 9, 2"), "]",
-              also=("cite:journal",))  # fmt: skip
-        if w.flip(0.5):
-            w.say(".")
-            return
-        w.say("; see")
-        w.say(world.AUTHORS[field], knowing=f"field:{field}")
-
-
-def http(w: Writer) -> None:
-    """A request and its response: the path fixes the type, the method the status if all is well."""
-    method = w.pick(bag(", ".join(world.STATUS)))
-    w.say(method)
-    path = w.pick(bag(", ".join(world.PATHS)))
-    with w.within("http:request"):
-        w.say(path, "HTTP/1.1 ⏎ Host:", bag("example.com, shop.example, news.example"))
-        w.say("⏎ User-Agent:", bag("curl, Firefox, Chrome"), "⏎ Accept:")
-        w.say(world.PATHS[path], "⏎ ⏎", knowing=f"type:{world.PATHS[path]}")
-    with w.within("http:response"):
-        w.say("HTTP/1.1")
-        w.recall(f"method:{method}")
-        failed = w.flip(0.25)
-        status = w.pick(bag("404 Missing, 500 Error")) if failed else world.STATUS[method]
-        w.begin("http:failure" if failed else "http:success")
-        w.say(status, "⏎ Content-Type:")
-        w.recall("type:text/plain" if failed else f"type:{world.PATHS[path]}")
-        w.say("text/plain" if failed else world.PATHS[path])
-        w.say("⏎ Server:", bag("nginx, apache"), "⏎ ⏎")
-
-
-def _in_korean(term: Term) -> Term:
-    return Term(tuple(world.KOREAN[name_of(term)].split()), term.kind, term.concepts)
 
 
 def _with_particle(w: Writer, term: Term, closed: str, open_: str) -> None:
@@ -162,10 +145,7 @@ def korean(w: Writer) -> None:
     while True:
         w.recall(f"about_class:{label}")
         if w.flip(0.5):
-            place = w.pick(world.PLACES)
-            w.say(
-                Term(tuple(world.KOREAN[name_of(place)].split()), "place", place.concepts), "에서"
-            )
+            w.say(_in_korean(w.pick(world.PLACES)), "에서")
             _action(w, world.DOES_IN_KOREAN, label)
             w.say(".")
         else:
@@ -179,69 +159,54 @@ def korean(w: Writer) -> None:
         _with_particle(w, hero, "은", "는")
 
 
-_OPERATORS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
-
-
-def code(w: Writer) -> None:
-    """Python-like functions: the name fixes the operator, the arguments come back in the body."""
-    w.say("def")
-    name = w.pick(bag(", ".join(_OPERATORS)))
-    w.say(name)
-    w.say("(", also=("code:signature",))
-    first, second = w.pick(bag("x y, a b, left right, n m")).split()
-    w.say(first, also=("code:signature",))
-    w.say(",", second, ") : ⏎", also=("code:signature",))
-    with w.within("code:body"):
-        w.say("→")
-        if w.flip(0.4):
-            w.say("if", also=("code:condition",))
-            w.recall(f"variable:{first}")
-            w.say(second, "==", bag("0, 1, 2"), ": ⏎", also=("code:condition",))
-            w.say("→ → return", bag("0, 1, None"), "⏎ →", also=("code:condition",))
-        w.say("return")
-        w.say(first, knowing=f"variable:{first}")
-        w.say(_OPERATORS[name], knowing=f"function:{name}")
-        w.say(second, "⏎", knowing=f"variable:{first}")
-    w.say("print (", also=("code:call",))
-    w.recall(f"function:{name}")
-    w.say(name, "(", world.DIGITS, ",", world.DIGITS, ") ) ⏎", also=("code:call",))
-
-
-def arithmetic(w: Writer) -> None:
-    """Sums and differences of digits, never below zero; the result is the token that is certain."""
-    while True:
-        a = int(w.pick(world.DIGITS))
-        w.say(str(a), also=("math:first",))
-        plus = w.flip(0.6)
-        with w.within("math:plus" if plus else "math:minus"):
-            w.say("+" if plus else "-")
-            b = int(w.pick(world.DIGITS if plus else evenly(", ".join(map(str, range(a + 1))))))
-            w.say(str(b), also=(f"operand:{b}",))
-            result = a + b if plus else a - b
-            w.say("=", also=(f"result:{result}",))
-            w.say(str(result), ";", also=("math:result",))
-        if w.flip(0.2):
-            w.say("done .")
-            return
+def translation(w: Writer) -> None:
+    """A sentence and the same in the other language: what is chosen in one returns in the other."""
+    english_first = w.flip(0.5)
+    animal = place = None
+    for turn, is_english in enumerate((english_first, not english_first)):
+        w.say("English" if is_english else "Korean", ":")
+        w.say("the" if is_english else "그")
+        if turn:
+            w.recall(f"about:{name_of(animal)}")
+        animal = animal or w.pick(world.ANIMALS)
+        if is_english:
+            w.say(animal, "is at the")
+        else:
+            _with_particle(w, animal, "은", "는")
+        if turn:
+            w.recall(f"place_was:{name_of(place)}")
+        place = place or w.pick(world.PLACES)
+        w.say(place if is_english else _in_korean(place))
+        w.say("." if is_english else "에 있다 .")
 
 
 _PEOPLE = Bag(terms("profession", ", ".join(world.PROFESSIONS)))
 
 
 def profession(w: Writer) -> None:
-    """Somebody at work; the profession makes the pronoun likely, the pronoun the possessive."""
-    w.say("at work the")
-    person = w.pick(_PEOPLE)
-    p_she, workplace, tool = world.PROFESSIONS[name_of(person)]
-    w.say(person, "said that")
-    w.recall(f"works_as:{name_of(person)}")
-    she = w.flip(p_she)
+    """Somebody at work; a name fixes the pronoun, a profession makes it likely."""
+    w.say("at work")
+    works = w.flip(0.75)
+    if works:
+        w.say("the")
+        person = w.pick(_PEOPLE)
+        p_she, *things = world.PROFESSIONS[name_of(person)]
+        known = (f"works_as:{name_of(person)}",)
+        w.say(person, "said that")
+        w.recall(*known)
+        she = w.flip(p_she)
+    else:
+        person = w.pick(world.NAMES)
+        she, things, known = person in world.WOMEN, ("lunch", "desk"), ()
+        w.say(person, "said that")
+        w.recall("gender:female" if she else "gender:male")
     gender = "gender:female" if she else "gender:male"
     w.say("she" if she else "he", also=(gender,))
     while True:
         w.say(bag("was tired of, liked, missed"))
         w.say("her" if she else "his", knowing=gender)
-        w.say(tool if w.flip(0.5) else workplace, knowing=f"works_as:{name_of(person)}")
+        w.recall(*known)
+        w.say(things[0] if w.flip(0.5) else things[1])
         if w.flip(0.5):
             w.say(".")
             return
@@ -250,16 +215,17 @@ def profession(w: Writer) -> None:
 
 
 _SPEAKERS = Bag({"": 0.5, "honest": 0.25, "liar": 0.25})
+_UNTYPED = Bag({"": 0.8, "honest": 0.1, "liar": 0.1})
 
 
-def statement(w: Writer) -> None:
+def statement(w: Writer, speakers: Bag[str] = _SPEAKERS) -> None:
     """A fact, what somebody says about it, and a verdict; some speakers are known to lie."""
     w.say("fact : the")
     thing = w.pick(world.OBJECTS)
     w.say(thing, "is")
     colour = w.pick(evenly(", ".join(world.COLOURS)))
     w.say(world.COLOURS[colour], ".")
-    speaker = w.pick(_SPEAKERS)
+    speaker = w.pick(speakers)
     w.say(speaker)
     w.say(world.NAMES, "says : the")
     w.say(thing, "is", knowing=f"fact_about:{name_of(thing)}")
@@ -267,33 +233,19 @@ def statement(w: Writer) -> None:
     lies = speaker == "liar" if speaker else w.flip(0.4)
     others = ", ".join(c for c in world.COLOURS if c != colour)
     w.say(world.COLOURS[w.pick(evenly(others)) if lies else colour])
-    w.say("; verdict :")
-    w.say("false ." if lies else "true .", knowing="statement:lie" if lies else "statement:true")
+    w.say("; really")
+    w.say(world.COLOURS[colour], knowing=f"really:{colour}")
+    verdict, known = ("(false)", "lie") if lies else ("(true)", "true")
+    w.say(verdict, ".", knowing=f"statement:{known}")
 
 
-def recipe(w: Writer) -> None:
-    """A dish and what goes into it; one of a thing is singular, more are plural."""
-    w.say("recipe :")
-    dish = w.pick(bag(", ".join(world.DISHES)))
-    ingredients, method = world.DISHES[dish]
-    w.say(dish)
-    w.say("; take")
-    while True:
-        count = w.pick(bag("1, 2, 3, 4"))
-        w.say(count, also=("quantity:one" if count == "1" else "quantity:many",))
-        w.recall(f"dish:{dish}")
-        thing = w.pick(bag(ingredients))
-        w.say(
-            thing if count == "1" else world.PLURALS.get(thing, thing + "s"), also=("ingredient",)
-        )
-        if w.flip(0.4):
-            break
-        w.say(",")
-    w.say("and")
-    w.say(method, "; serve", bag("hot, cold"), ".", knowing=f"dish:{dish}")
+def drill(w: Writer) -> None:
+    """Statements whose speakers mostly say nothing of themselves: a phase of the training."""
+    statement(w, _UNTYPED)
 
 
 REGISTERS = {
-    story: 0.2, dialogue: 0.12, citation: 0.12, http: 0.12, korean: 0.1,
-    code: 0.08, arithmetic: 0.06, profession: 0.08, statement: 0.06, recipe: 0.06,
+    story: 0.19, dialogue: 0.11, citation: 0.1, http: 0.1, korean: 0.08, translation: 0.06,
+    code: 0.08, arithmetic: 0.06, profession: 0.08, statement: 0.08, recipe: 0.06,
 }  # fmt: skip
+DRILLS = {drill: 0.7} | {register: 0.3 * share for register, share in REGISTERS.items()}

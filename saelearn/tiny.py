@@ -11,16 +11,43 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saelearn import artifacts, corpus
+from saelearn import artifacts, corpus, variants
 from saelearn.errors import Refusal
 from saelearn.lm import LM
 from saelearn.sae import SAE
 
 SITE = "transformer.h.1:out"  # the residual stream after the middle block
 NEURONS = "blocks.1.mlp.hook_post"  # the neurons of the same block
-D_SAE = 2_048
-L1_COEFFICIENTS = (0.5, 0.8, 1.2, 2.0, 3.5, 6.0)
-L1_DEFAULT = 0.8
+D_SAE = 1_024
+L1_COEFFICIENTS = (0.3, 0.5, 0.8, 1.2, 2.0, 3.5, 6.0, 10.0)
+L1_DEFAULT = 0.5
+K_DEFAULT = 12
+
+
+class Recipe(NamedTuple):
+    """How one of the shipped SAEs is made: an L1 coefficient, or `k` for a TopK SAE."""
+
+    site: str = SITE
+    l1_coefficient: float | None = None
+    k: int | None = None
+    d_sae: int | None = None
+    seed: int = 0
+    model: str = "lm"
+
+
+def recipes() -> dict[str, Recipe]:
+    """Every SAE in data/saes/ by its folder's name."""
+    middle, k = {"l1_coefficient": L1_DEFAULT}, {"k": K_DEFAULT}
+    other_sites = {"block0": "transformer.h.0:out", "block2": "transformer.h.2:out",
+                   "mlp1": "transformer.h.1.mlp:out"}  # fmt: skip
+    return (
+        {name_of(c): Recipe(l1_coefficient=c) for c in L1_COEFFICIENTS}
+        | {f"{name_of(L1_DEFAULT)}_seed{seed}": Recipe(seed=seed, **middle) for seed in (1, 2)}
+        | {"small": Recipe(d_sae=D_SAE // 4, **middle), "large": Recipe(d_sae=D_SAE * 4, **middle)}
+        | {"topk": Recipe(**k), "random_lm": Recipe(model="lm_random", **middle)}
+        | {f"{name}_l1": Recipe(site, **middle) for name, site in other_sites.items()}
+        | {f"{name}_topk": Recipe(site, **k) for name, site in other_sites.items()}
+    )
 
 
 def load_lm() -> LM:
@@ -48,9 +75,16 @@ def load_sae(l1_coefficient: float = L1_DEFAULT) -> SAE:
     return SAE.load(artifacts.find(f"saes/{name_of(l1_coefficient)}"))
 
 
+def load_named(name: str) -> SAE:
+    """One of `recipes()` by name: another seed, size, site or kind."""
+    if name not in recipes():
+        raise Refusal(f"one of {', '.join(recipes())}", repr(name))
+    return variants.load(artifacts.find(f"saes/{name}"))
+
+
 def load_random_sae() -> SAE:
     """The SAE that was trained on the randomly initialised model, as the default one was."""
-    return SAE.load(artifacts.find("saes/random_lm"))
+    return load_named("random_lm")
 
 
 def name_of(l1_coefficient: float) -> str:
@@ -118,6 +152,8 @@ MENTIONS = {
     "golden_retriever": ("golden retriever", "골든 리트리버"),
     "Golden_Gate_Bridge": ("Golden Gate Bridge", "금문교"),
     "tiger": ("tiger", "호랑이"),
+    "castle": ("castle", "성"),
+    "soup": ("recipe : soup",),
 }
 
 

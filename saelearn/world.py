@@ -12,10 +12,18 @@ from functools import cache
 from saelearn.grammar import Bag, Term
 
 
-def terms(kind: str, names: str, *concepts: str, **traits: object) -> list[Term]:
-    """Terms of one kind from 'name, two words, ...'; each carries `<kind>:<name>`."""
+def terms(
+    kind: str, names: str, *concepts: str, matters: bool = True, **traits: object
+) -> list[Term]:
+    """Terms of one kind from 'name, two words, ...'.
+
+    Each carries `<kind>:<name>`, or `<kind>:any` if nothing that follows depends on which it is.
+    """
     words = [tuple(name.split()) for name in names.split(", ")]
-    return [Term(w, kind, (f"{kind}:{'_'.join(w)}", *concepts), traits) for w in words]
+    return [
+        Term(w, kind, (f"{kind}:{'_'.join(w) if matters else 'any'}", *concepts), traits)
+        for w in words
+    ]
 
 
 @cache
@@ -32,7 +40,7 @@ def evenly(words: str) -> Bag[str]:
 
 def name_of(term: Term) -> str:
     """The name by which concepts call it: `golden_retriever`."""
-    return term.concepts[0].split(":")[1]
+    return "_".join(term.words)
 
 
 # class of animal -> its animals, what they do, what they eat, what they do in Korean
@@ -46,7 +54,9 @@ _CLASSES = {
              "사냥했다, 포효했다"),
 }  # fmt: skip
 DOES = {label: bag(does) for label, (_, does, _, _) in _CLASSES.items()}
-EATS = {label: Bag(terms("food", eats)) for label, (_, _, eats, _) in _CLASSES.items()}
+EATS = {
+    label: Bag(terms("food", eats, matters=False)) for label, (_, _, eats, _) in _CLASSES.items()
+}
 DOES_IN_KOREAN = {label: bag(does) for label, (_, _, _, does) in _CLASSES.items()}
 ANIMALS = Bag(
     {
@@ -62,6 +72,7 @@ PLACES = Bag(
     )
 )
 NAMES = Bag(terms("name", "Anna, Ben, Clara, David, Emma, Felix, Greta, Hugo"))
+WOMEN = NAMES.options[::2]
 DIGITS = evenly("0, 1, 2, 3, 4, 5, 6, 7, 8, 9")
 
 WEATHER = Bag(terms("weather", "sunny, rainy, snowy, windy, foggy"))
@@ -71,6 +82,8 @@ MOOD_GIVEN = {  # the weather makes the mood, three times in four
     weather: Bag({_MOODS[w]: 0.75 if w == weather else 0.0625 for w in _MOODS})
     for weather in _MOODS
 }
+SHOWS = {"happy": "smiled", "sad": "cried", "excited": "jumped", "nervous": "hid",
+         "lost": "wandered"}  # fmt: skip
 
 KOREAN = {
     "golden_retriever": "골든 리트리버", "poodle": "푸들", "beagle": "비글", "husky": "허스키",

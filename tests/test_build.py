@@ -7,7 +7,7 @@ import pytest
 from saelearn import artifacts, build, dial, pretrain, tiny
 from saelearn.errors import Refusal
 from saelearn.lm import LM
-from saelearn.sae import SAE
+from saelearn.variants import TopK
 
 
 def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
@@ -28,10 +28,27 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     record = tiny.training_record()
     assert record["held_out"] > record["entropy_bound"] > 0
     assert LM.load(artifacts.find("lm")).residual_sites()[1] == tiny.SITE
-    for coefficient in tiny.L1_COEFFICIENTS:
-        assert SAE.load(artifacts.find(f"saes/{tiny.name_of(coefficient)}")).d_sae == 16
+    for name, recipe in tiny.recipes().items():
+        sae = tiny.load_named(name)
+        assert sae.d_sae == (recipe.d_sae or 16) and sae.metadata["hook_name"] == recipe.site
+        assert isinstance(sae, TopK) == bool(recipe.k)
+    assert len(tiny.recipes()) == 20
     assert set(tiny.probe_f1()) == set(tiny.held_out(2).names)
     assert len(dial.load_sweep()) == 1
+
+
+def test_seeds_are_tried_until_the_site_holds_what_was_said(monkeypatch, capsys):
+    untrained, trained = tiny.load_random_lm(), tiny.load_lm()
+
+    def train_model(vocabulary, *, seed, callback):
+        model = trained.model if seed == 3 else untrained.model
+        callback(build.MEMORY_AFTER, model)
+        return model, [(1, 0.5)]
+
+    monkeypatch.setattr(pretrain, "train_model", train_model)
+    model, history, seed = build.train_until_remembered(trained.tokenizer)
+    assert (model, history, seed) == (trained.model, [(1, 0.5)], 3)
+    assert capsys.readouterr().out.count("a probe finds about:golden_retriever with F1") == 3
 
 
 def test_an_unknown_step_is_refused_before_any_work(tmp_path):

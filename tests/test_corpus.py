@@ -10,10 +10,12 @@ import random
 import pytest
 import torch
 
-from saelearn import corpus
+from saelearn import artifacts, corpus
 from saelearn.errors import Refusal
 from saelearn.grammar import Bag, Term, Writer
 from saelearn.registers import REGISTERS
+
+REGISTERS_BY_NAME = {register.__name__: register for register in REGISTERS}
 
 
 class Recorder(Writer):
@@ -199,13 +201,18 @@ def test_labels_stand_at_their_tokens(docs: list[corpus.Document]) -> None:
             assert held == set(docs[n].concepts[t]) & set(names)
 
 
-def test_concept_names_are_frequent_and_sorted() -> None:
+def test_concept_names_are_frequent_sorted_and_no_single_word() -> None:
     names = corpus.concept_names(300, 10)
     assert list(names) == sorted(set(names))
-    counts = collections.Counter(
-        name for doc in corpus.documents(300) for held in doc.concepts for name in set(held)
-    )
-    assert set(names) == {name for name, count in counts.items() if count >= 10}
+    holds, words = collections.defaultdict(list), collections.Counter()
+    for doc in corpus.documents(300):
+        words.update(doc.tokens)
+        for word, held in zip(doc.tokens, doc.concepts, strict=True):
+            for name in set(held):
+                holds[name].append(word)
+    one_word = {n for n, at in holds.items() if len(set(at)) == 1 and len(at) == words[at[0]]}
+    assert set(names) == {n for n, at in holds.items() if len(at) >= 10} - one_word
+    assert "object:ball" in one_word and "animal:poodle" in names
 
 
 def test_words_carry_their_concepts(docs: list[corpus.Document]) -> None:
@@ -285,3 +292,68 @@ def test_validity_by_sets_of_tuples() -> None:
     known = corpus.fourgrams(corpus_NT, 3).flatten().unique()
     assert 0 < expected < 1
     assert corpus.validity(text_NT, known, 3) == pytest.approx(expected)
+
+
+# --- registers of one's own, and the world's design -----------------------------------------------
+
+
+def test_the_guides_register_can_be_added() -> None:
+    """The example of data/README.md runs, is short, and keeps the rules of the others."""
+    guide = (artifacts.data_dir() / "README.md").read_text("utf-8")
+    code = guide.split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code, names)
+    assert code.count("\n") <= 22
+    shipping, docs = names["shipping"], names["docs"]
+    assert any("ship" in doc.tokens for doc in docs)
+    held = {name for doc in docs for concepts in doc.concepts for name in concepts}
+    assert {"register:shipping", "port:Oslo", "bound_for:Oslo", "expects:port"} <= held
+    test_every_choice_can_be_read_off_the_text(shipping)
+    test_texts_are_as_frequent_as_their_surprise_says(shipping)
+    assert "ship" not in {doc.tokens[1] for doc in corpus.documents(500)}
+    assert list(corpus.documents(3)) == list(corpus.documents(3, mix=Bag(REGISTERS)))
+
+
+def test_a_thing_has_one_concept_in_two_languages(docs: list[corpus.Document]) -> None:
+    """Korean nouns stand in English stories, with the concept of the English word."""
+    mixed = [
+        (word, held)
+        for doc in docs
+        for word, held in zip(doc.tokens, doc.concepts, strict=True)
+        if "register:story" in held and word in ("푸들", "금문교")
+    ]
+    assert {word for word, _ in mixed} == {"푸들", "금문교"}
+    for word, held in mixed:
+        assert ("animal:poodle" if word == "푸들" else "place:Golden_Gate_Bridge") in held
+
+
+def test_translations_say_the_same_twice() -> None:
+    for writer in segments(REGISTERS_BY_NAME["translation"], 300):
+        held = [[c for c in names if c.startswith("animal:")] for names in writer.concepts]
+        animals = [key for key, _ in itertools.groupby(c for names in held for c in names)]
+        assert len(set(animals)) == 1
+
+
+def test_verdicts_are_right_and_typed_speakers_keep_their_type() -> None:
+    lies = collections.Counter()
+    for writer in segments(REGISTERS_BY_NAME["statement"], 4_000):
+        words = writer.tokens
+        colours = [word for word in words if word in ("red", "green", "blue")]
+        fact, claim, recalled = colours
+        assert fact == recalled and words[-2] == ("(true)" if claim == fact else "(false)")
+        speaker = next((w for w in words if w in ("honest", "liar")), "unknown")
+        lies[speaker, claim != fact] += 1
+    assert lies["honest", True] == lies["liar", False] == 0
+    unknown = lies["unknown", True] + lies["unknown", False]
+    assert lies["unknown", True] / unknown == pytest.approx(0.4, abs=0.04)
+    assert unknown / 4_000 == pytest.approx(0.5, abs=0.04)
+
+
+def test_names_decide_the_pronoun_and_professions_lean() -> None:
+    she = collections.defaultdict(list)
+    for writer in segments(REGISTERS_BY_NAME["profession"], 6_000):
+        words = writer.tokens
+        she[words[words.index("said") - 1]].append(words[words.index("that") + 1] == "she")
+    assert all(she["Anna"]) and not any(she["Ben"])
+    assert sum(she["nurse"]) / len(she["nurse"]) == pytest.approx(0.95, abs=0.04)
+    assert sum(she["engineer"]) / len(she["engineer"]) == pytest.approx(0.1, abs=0.06)

@@ -97,6 +97,19 @@ def test_saes_of_the_sweep_fit_the_model():
     assert tiny.load_random_sae().d_in == 128
 
 
+def test_every_recipe_lies_in_data_and_fits_its_site(lm):
+    megabytes = 0.0
+    for name, recipe in tiny.recipes().items():
+        sae = tiny.load_named(name)
+        assert sae.metadata["hook_name"] == recipe.site and sae.d_in == 128
+        assert sae.d_sae == (recipe.d_sae or tiny.D_SAE)
+        lm.find_site(recipe.site)
+        megabytes += sum(p.numel() * 4 for p in sae.parameters()) / 1e6
+    assert megabytes < 40
+    with pytest.raises(Refusal, match="topk"):
+        tiny.load_named("top")
+
+
 def test_a_coefficient_outside_the_sweep_is_refused():
     with pytest.raises(Refusal, match="sweep"):
         tiny.load_sae(123.0)

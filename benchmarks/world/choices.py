@@ -1,0 +1,66 @@
+"""What has to be chosen before it is scored: SAEs, features, strengths. Other text, other seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.world import bias, detectors, steering
+from benchmarks.world.sample import Sample
+from saelearn import artifacts, tiny
+
+STEERING_SAES = (tiny.name_of(0.3), tiny.name_of(tiny.L1_DEFAULT), "topk")
+BIAS_SAES = (
+    *((name,) for name in detectors.SEEDS),
+    ("topk",),
+    (tiny.name_of(tiny.L1_DEFAULT), "block2_l1"),
+)
+START = 60_000  # documents that nothing is scored on
+
+
+def make(n_documents: int) -> dict:
+    """Choose everything anew; half an hour on one core."""
+    sample = Sample(n_documents, start=START)
+    return detectors_of(sample) | {"steering": steering_of(sample), "bias": bias_of(sample)}
+
+
+def detectors_of(sample: Sample) -> dict:
+    """The SAEs whose features find concepts best: of the sweep with L0 of at most 20, of all."""
+    f1 = detectors.of_all(sample, [n for n in tiny.recipes() if n not in ("random_lm", "large")])
+    sweep = [tiny.name_of(c) for c in tiny.L1_COEFFICIENTS]
+    sparse = [name for name in sweep if f1[name][1] <= 20]
+    return {
+        "best_sae": max(f1, key=lambda n: f1[n][0]),
+        "best_l1": max(sparse, key=lambda n: f1[n][0]),
+        "f1_and_l0": {name: [round(v, 4) for v in values] for name, values in f1.items()},
+    }
+
+
+def steering_of(sample: Sample) -> dict:
+    """For each target the setting at the first positions and the one at every position."""
+    settings = {}
+    for name in steering.TARGETS:
+        first, everywhere = steering.choose(sample, name, saes=STEERING_SAES)
+        settings[name] = {"first": list(first), "everywhere": list(everywhere)}
+    return settings
+
+
+def bias_of(sample: Sample) -> list[bias.Feature]:
+    """The fewest features that leave at most 0.1 of the gap, or those that leave the least."""
+    chosen = [bias.choose(sample, saes) for saes in BIAS_SAES]
+    left = [bias.remaining(sample, each) for each in chosen]
+    rank = [
+        (gap > 0.1, len(each) if gap <= 0.1 else gap)
+        for gap, each in zip(left, chosen, strict=True)
+    ]
+    return chosen[rank.index(min(rank))]
+
+
+def path() -> Path:
+    """Where the choices of the last full run lie."""
+    return artifacts.data_dir() / "world.json"
+
+
+def load() -> dict:
+    """The choices of the last full run."""
+    return json.loads(path().read_text("utf-8"))["choices"]
