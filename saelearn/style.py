@@ -18,6 +18,9 @@ ACCENT = "#A8538A"  # a second series of the same kind, when one is not enough
 DIVERGING = "RdBu_r"  # centred on zero: blue negative, red positive
 SEQUENTIAL = "viridis"
 
+# JupyterLab's dark theme paints every other row of a table dark, under our dark words
+TABLE_ROW = "<tr style='background:#ffffff'>"
+
 RC = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from saelearn.style import ACCENT, CONTROL, FEATURE, RECONSTRUCTION, STEERED
+from saelearn.style import ACCENT, CONTROL, FEATURE, RECONSTRUCTION, STEERED, TABLE_ROW
 
 SHADES = 8  # steps of a token's background: few, so that machines agree
 
@@ -29,14 +29,14 @@ class Contexts:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            "<tr><td style='text-align:right;padding:2px 10px;color:#555555'>"
+            f"{TABLE_ROW}<td style='text-align:right;padding:2px 10px;color:#555555'>"
             f"{c.activations[c.center]:.1f}</td>"
             f"<td style='text-align:left;padding:2px'>{self._words(c)}</td></tr>"
             for c in self._contexts
         )
         return (
             "<table style='background:#ffffff;color:#222222;border-collapse:collapse'>"
-            f"<tr><th>peak</th><th style='text-align:left'>text</th></tr>{rows}</table>"
+            f"{TABLE_ROW}<th>peak</th><th style='text-align:left'>text</th></tr>{rows}</table>"
         )
 
     def _words(self, context: Any) -> str:

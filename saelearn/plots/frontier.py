@@ -205,7 +205,7 @@ def frontier(
         recovered.items(), (style.RECONSTRUCTION, style.ACCENT), strict=True
     ):
         right.plot(l0_K, share_K, "o-", color=colour)
-        _label(right, name, (l0_K[-1], share_K[-1]), (0, 14), colour)
+        _label(right, name, (l0_K[-1], share_K[-1]), (26, -4), colour)
     right.set(ylabel="loss recovered (0 to 1)")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="L0, active features (log scale)")
@@ -231,7 +231,7 @@ def memory(bytes_of: Mapping[str, float], limits: Mapping[str, float]) -> Figure
     for (name, value), side in zip(limits.items(), ("right", "left"), strict=True):
         axis.axvline(value / 1e9, color=style.STEERED, linestyle=":")
         axis.text(value / 1e9, -0.62, f" {name}", color=style.STEERED, ha=side, va="bottom")
-    axis.set(xscale="log", xlabel="memory for training one SAE, GB (log scale)")
+    axis.set(xscale="log", xlabel="memory for training, GB (log scale)")
     axis.set(yticks=range(len(bytes_of)), xlim=(3e-3, 4e4), ylim=(len(bytes_of) - 0.5, -1.1))
     axis.set_yticklabels(list(bytes_of))
     return figure

@@ -15,7 +15,16 @@ import numpy as np
 from matplotlib.patches import FancyBboxPatch
 from numpy.typing import ArrayLike
 
-from saelearn.style import ACCENT, CONTROL, DATA, FEATURE, RECONSTRUCTION, SEQUENTIAL, STEERED
+from saelearn.style import (
+    ACCENT,
+    CONTROL,
+    DATA,
+    FEATURE,
+    RECONSTRUCTION,
+    SEQUENTIAL,
+    STEERED,
+    TABLE_ROW,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
 
 # Tol's "muted" hues (2021) and a grey, in the order of the registers; a name stands beside each
 HUES = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933"]
-HUES += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888"]
+HUES += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888", "#BBCCEE"]
 
 
 def next_words(guesses: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
@@ -151,10 +160,11 @@ class Lens:
         body = ""
         for name, pairs in reversed(self._rows.items()):
             cells = (cell.format(0.5 * round(4 * p) / 4, html.escape(w)) for w, p in pairs)
-            body += f"<tr><th style='text-align:right'>{name}</th>{''.join(cells)}</tr>"
+            body += f"{TABLE_ROW}<th style='text-align:right'>{name}</th>{''.join(cells)}</tr>"
         return (
             "<table style='background:#ffffff;color:#222222;font-size:85%'>"
-            f"{body}<tr><th style='text-align:right'>it has just read</th>{head}</tr></table>"
+            f"{body}{TABLE_ROW}<th style='text-align:right'>it has just read</th>{head}</tr>"
+            "</table>"
         )
 
     def __repr__(self) -> str:
@@ -181,14 +191,17 @@ class Texts:
             before, word, after = map(html.escape, text)
             hue = HUES[register % len(HUES)]
             rows += (
-                f"<tr><td style='border-left:12px solid {hue};padding:2px 10px;text-align:left'>"
-                f"{self._registers[register]}</td><td style='padding:2px 8px'>{value:.1f}</td>"
+                f"{TABLE_ROW}<td style='border-left:12px solid {hue};padding:2px 10px;"
+                f"text-align:left'>{self._registers[register]}</td>"
+                f"<td style='padding:2px 8px'>{value:.1f}</td>"
                 f"<td style='text-align:right;padding:2px'>{before}</td><td style='text-align:left;"
                 f"padding:2px'><b style='background:{hue}44;padding:1px 3px'>{word}</b> {after}"
                 "</td></tr>"
             )
         head = "<th style='text-align:left'>register</th><th>peak</th><th></th><th></th>"
-        return f"<table style='background:#ffffff;color:#222222'><tr>{head}</tr>{rows}</table>"
+        return (
+            f"<table style='background:#ffffff;color:#222222'>{TABLE_ROW}{head}</tr>{rows}</table>"
+        )
 
     def __repr__(self) -> str:
         return "\n".join(

@@ -18,7 +18,7 @@ from matplotlib.patches import FancyBboxPatch
 from numpy.typing import ArrayLike
 
 from saelearn.plots.training import label_ends
-from saelearn.style import ACCENT, CONTROL, DATA, FEATURE, RECONSTRUCTION, STEERED
+from saelearn.style import ACCENT, CONTROL, DATA, FEATURE, RECONSTRUCTION, STEERED, TABLE_ROW
 
 STRENGTH = "strength (typical norms of the site)"
 _LINES = (  # colour, line style: the first is what we try, the others are compared with it
@@ -196,13 +196,13 @@ class SideBySide:
         cell = "text-align:left;vertical-align:top;padding:6px 10px;max-width:26em"
         heads = "".join(f'<th style="{cell}">{html.escape(title)}</th>' for title in self.columns)
         rows = "".join(
-            "<tr>"
+            TABLE_ROW
             + "".join(f'<td style="{cell}">{self._marked(text)}</td>' for text in row)
             + "</tr>"
             for row in zip(*self.columns.values(), strict=True)
         )
         style = "background:#ffffff;color:#222222;border-collapse:collapse"
-        return f'<table style="{style}"><tr>{heads}</tr>{rows}</table>'
+        return f'<table style="{style}">{TABLE_ROW}{heads}</tr>{rows}</table>'
 
     def _marked(self, text: str) -> str:
         text = html.escape(text)

@@ -1,9 +1,10 @@
-"""What widgets are made of: notices, sliders and tables as text. Layer 4."""
+"""What widgets are made of: work in the background, notices, sliders, tables. Layer 4."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets as ipw
 
@@ -12,15 +13,60 @@ from saelearn import style
 CELL = "padding:2px 10px;text-align:right;white-space:nowrap"
 
 
+class Latest:
+    """Runs `work` in a thread, once at a time; of all calls made meanwhile only the last follows.
+
+    So a slider that is dragged over ten settings costs at most two: the one under way and the one
+    at which the reader has stopped.
+
+    Args:
+        work: what is done with the arguments of a call.
+        done: called after each piece of work, with the error that ended it or None.
+    """
+
+    def __init__(self, work: Callable[..., None], done: Callable[[Exception | None], None]):
+        self._work, self._done = work, done
+        self._lock = threading.Lock()  # guards the two below
+        self._wanted: tuple | None = None
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, *wanted: object) -> None:
+        """Work on this, now or as soon as what is under way has ended."""
+        with self._lock:
+            self._wanted = wanted
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until what was asked for last is done."""
+        thread = self._thread
+        if thread:
+            thread.join(seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                wanted, self._wanted = self._wanted, None
+                if wanted is None:
+                    self._thread = None
+                    return
+            try:
+                self._work(*wanted)
+                self._done(None)
+            except Exception as error:  # in a thread nobody else would see it
+                self._done(error)
+
+
 def notice(text: str, colour: str = "inherit") -> str:
     """A line of HTML that a screen reader announces."""
     escaped = html.escape(text).replace("\n", "<br>")
     return f'<div role="status" style="color:{colour}">{escaped}</div>'
 
 
-def failure(error: Exception) -> str:
-    """The same for what went wrong in a training."""
-    return notice(f"training failed: {type(error).__name__}: {error}", style.STEERED)
+def failure(error: Exception, work: str = "training") -> str:
+    """The same for what went wrong in some work."""
+    return notice(f"{work} failed: {type(error).__name__}: {error}", style.STEERED)
 
 
 def value_slider(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 
 import ipywidgets as ipw
@@ -10,7 +9,7 @@ import ipywidgets as ipw
 from saelearn import tiny
 from saelearn.console import Console, Written
 from saelearn.plots.steering import SideBySide
-from saelearn.widgets.parts import html_table, notice, value_slider
+from saelearn.widgets.parts import Latest, failure, html_table, value_slider
 
 STRENGTHS = tuple(i / 10 for i in range(17))
 SHOWN = 4  # texts in a column: always the first ones, never the best ones
@@ -31,9 +30,7 @@ class SteeringConsole(ipw.VBox):
 
     def __init__(self, console: Console | None = None, *, start: float = 0.0):
         self.console = console or Console.load()
-        self._lock = threading.Lock()  # guards the two below
-        self._wanted: tuple[float, int] | None = None
-        self._thread: threading.Thread | None = None
+        self._latest = Latest(self._show, self._tell)
         self._known: dict[tuple[float, int], dict[str, Written]] = {}
         self.slider = value_slider(STRENGTHS, start, "strength of the push", "480px")
         self.seed = 1
@@ -55,30 +52,14 @@ class SteeringConsole(ipw.VBox):
 
     def turn(self) -> None:
         """Write at what the slider shows, now or as soon as what is being written is done."""
-        with self._lock:
-            self._wanted = (self.slider.value, self.seed)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, daemon=True)
-                self._thread.start()
+        self._latest(self.slider.value, self.seed)
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until what is shown is what was asked for."""
-        thread = self._thread
-        if thread:
-            thread.join(seconds)
+        self._latest.wait(seconds)
 
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                wanted, self._wanted = self._wanted, None
-                if wanted is None:
-                    self._thread = None
-                    return
-            try:
-                self._show(*wanted)
-                self.message.value = ""
-            except Exception as error:  # in a thread nobody else would see it
-                self.message.value = notice(f"writing failed: {type(error).__name__}: {error}")
+    def _tell(self, error: Exception | None) -> None:
+        self.message.value = failure(error, "writing") if error else ""
 
     def _show(self, strength: float, seed: int) -> None:
         if (strength, seed) not in self._known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -12,7 +11,7 @@ import torch
 
 from saelearn import toy
 from saelearn.plots import sparsity
-from saelearn.widgets.parts import failure, html_table, value_slider
+from saelearn.widgets.parts import Latest, failure, html_table, value_slider
 
 P = (1, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 RATIOS = (1, 0.9, 0.8, 0.7, 0.6, 0.5)  # importance of a feature over that of the one before
@@ -40,9 +39,7 @@ class ToyDial(ipw.VBox):
 
     def __init__(self, *, start: float = 1.0, train: Callable[..., toy.ToyRun] = toy.train_toy):
         self._train = train
-        self._lock = threading.Lock()  # guards the two below
-        self._wanted: tuple[float, float] | None = None
-        self._thread: threading.Thread | None = None
+        self._latest = Latest(self._show, self._tell)
         self.slider = value_slider(P, start, "probability p to be on", "480px")
         self.ratio = value_slider(RATIOS, 0.8, "importance, each next ×", "360px")
         self.table, self.message = ipw.HTML(), ipw.HTML()
@@ -56,30 +53,14 @@ class ToyDial(ipw.VBox):
 
     def turn(self) -> None:
         """Train at what the sliders show, now or as soon as a training has ended."""
-        with self._lock:
-            self._wanted = (self.slider.value, self.ratio.value)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, daemon=True)
-                self._thread.start()
+        self._latest(self.slider.value, self.ratio.value)
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until what is shown is what was asked for."""
-        thread = self._thread
-        if thread:
-            thread.join(seconds)
+        self._latest.wait(seconds)
 
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                wanted, self._wanted = self._wanted, None
-                if wanted is None:
-                    self._thread = None
-                    return
-            try:
-                self._show(*wanted)
-                self.message.value = ""
-            except Exception as error:  # in a thread nobody else would see it
-                self.message.value = failure(error)
+    def _tell(self, error: Exception | None) -> None:
+        self.message.value = failure(error) if error else ""
 
     def _show(self, p: float, ratio: float) -> None:
         importance_G = ratio ** torch.arange(float(N_FEATURES))
