@@ -32,7 +32,7 @@ Notebook = dict[str, Any]
 
 def faults(notebook: Notebook) -> list[str]:
     """Everything that must not be in a committed lesson, each as a sentence."""
-    rules = (_counts, _stored, _exempt, _hidden, _described, _clean, _short, _headings)
+    rules = (_counts, _stored, _exempt, _hidden, _described, _clean, _short, _read_aloud)
     return [fault for rule in rules for fault in rule(notebook)]
 
 
@@ -68,6 +68,25 @@ def broken_links_in(markdown: str, folder: Path) -> list[str]:
     targets += re.findall(r"(?:src|href)=[\"']([^\"']+)[\"']", prose)
     local = {t.partition("#")[0] for t in targets if not re.match(r"[a-z]+:|#", t)}
     return sorted(t for t in local if t and not (folder / t).exists())
+
+
+def faults_in(markdown: str) -> list[str]:
+    """What a screen reader stumbles over in a text: headings out of order, pictures unnamed."""
+    text = re.sub(r"(?s)```.*?```|`[^`\n]*`", "", markdown)
+    levels = [len(marks) for marks in re.findall(r"(?m)^(#{1,6}) ", text)]
+    found = []
+    if levels[:1] != [1] or levels.count(1) != 1:
+        found.append("one title (# ...) at the top, and no other")
+    if any(deeper > level + 1 for level, deeper in pairwise(levels)):
+        found.append(f"a heading skips a level: {levels}")
+    said = re.findall(r"!\[([^\]]*)\]\(", text)
+    said += [
+        alt[1] if (alt := re.search(r"\balt=[\"']([^\"']*)", tag)) else ""
+        for tag in re.findall(r"<img\b[^>]*>", text)
+    ]
+    if any(len(alt.split()) < 5 for alt in said):
+        found.append("a picture without alt text")
+    return found
 
 
 def code_cells(notebook: Notebook) -> list[dict[str, Any]]:
@@ -165,11 +184,5 @@ def _short(notebook: Notebook) -> Iterator[str]:
             yield f"cell {cell.get('id')} has {len(lines)} lines; at most {MAX_LINES} are read"
 
 
-def _headings(notebook: Notebook) -> Iterator[str]:
-    prose = "\n".join(source(cell) for cell in notebook["cells"] if is_prose(cell))
-    prose = re.sub(r"(?s)```.*?```", "", prose)
-    levels = [len(marks) for marks in re.findall(r"(?m)^(#{1,6}) ", prose)]
-    if levels[:1] != [1] or levels.count(1) != 1:
-        yield "one title (# ...) at the top, and no other"
-    if any(deeper > level + 1 for level, deeper in pairwise(levels)):
-        yield f"a heading skips a level: {levels}"
+def _read_aloud(notebook: Notebook) -> Iterator[str]:
+    yield from faults_in("\n".join(source(cell) for cell in notebook["cells"] if is_prose(cell)))

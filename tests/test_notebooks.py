@@ -22,6 +22,7 @@ from notebook_rules import (
     broken_links_in,
     code_cells,
     faults,
+    faults_in,
     is_exempt,
     remarks,
     source,
@@ -61,10 +62,14 @@ def test_links_lead_somewhere(lesson):
     assert broken_links(read(lesson), lesson.parent) == []
 
 
-@pytest.mark.parametrize("text", ["README.md", "data/README.md"])
-def test_links_of_the_readmes_lead_somewhere(text):
+PAGES = ["README.md", "data/README.md", "benchmarks/README.md", "notebooks/glossary.md"]
+
+
+@pytest.mark.parametrize("text", PAGES)
+def test_a_page_leads_nowhere_wrong_and_can_be_read_aloud(text):
     page = ROOT / text
     assert broken_links_in(page.read_text("utf-8"), page.parent) == []
+    assert faults_in(page.read_text("utf-8")) == []
 
 
 @each_lesson
@@ -231,6 +236,9 @@ def test_what_else_the_rules_catch(small_lesson):
     assert "unique" in fault(lambda nb: cells(nb)[0].update(id="small-003"))
     assert "widget" in fault(lambda nb: nb["metadata"].update(widgets={}))
     assert "lines" in fault(lambda nb: cells(nb)[0].update(long))
+    assert "one title" in fault(lambda nb: nb["cells"][0].update(source="## A small lesson?"))
+    assert "one title" in fault(lambda nb: nb["cells"][0].update(source="# A\n\n# B"))
+    assert "picture" in fault(lambda nb: nb["cells"][0].update(source="# A\n\n![](a.png)"))
     assert "skips a level" in fault(lambda nb: nb["cells"][0].update(source="# A\n\n### B"))
     assert "skipped" in fault(lambda nb: cells(nb)[0]["metadata"].update(tags=["nbval-skip"]))
     assert "comment" in fault(lambda nb: cells(nb)[0].update(source="# NBVAL_IGNORE_OUTPUT\nx=1"))
@@ -240,3 +248,14 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
     (tmp_path / "here.md").touch()
     text = "[a](here.md#part) [b](gone.md) ![c](gone.png) [d](https://e.org) `[x](y)` [e](#f)"
     assert broken_links_in(text, tmp_path) == ["gone.md", "gone.png"]
+
+
+def test_what_a_screen_reader_stumbles_over_is_found():
+    assert (
+        faults_in("# A\n## B\n```\n# no heading\n```\n### C\n## D ![a dog on a red ball](a.png)")
+        == []
+    )
+    assert faults_in("## A") == ["one title (# ...) at the top, and no other"]
+    assert faults_in("# A\n#### B") == ["a heading skips a level: [1, 4]"]
+    for unnamed in ("![](a.png)", "![figure](a.png)", '<img src="a.png">', '<img alt="" src="a">'):
+        assert faults_in(f"# A\n{unnamed}") == ["a picture without alt text"]
