@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from every_lesson import *  # noqa: F403
 
-from saelearn.exercises import NotPassed
 from saelearn.exercises import lesson01 as check
 
 
@@ -245,59 +245,7 @@ WRONG = [
     (check.copier, (lambda d: (EYE(d).flip(0), EYE(d)),), "try it on a row"),
 ]
 
-OPEN = [
-    (check.encode_decode, (lambda *_: None, lambda *_: None)),
-    (check.encode_decode, (encode, lambda *_: ...)),
-    (check.loss, (lambda *_: None,)),
-    (check.step, (lambda *_: None,)),
-    (check.remix, (lambda *_: None,)),
-    (check.copier, (lambda *_: ...,)),
-]
-
-CHECKS = sorted({case[0] for case in RIGHT}, key=lambda c: c.title)
-
-
-@pytest.mark.parametrize(("judge", "answers"), RIGHT)
-def test_right_answers_pass(judge, answers):
-    verdict = judge(*answers)
-    assert verdict.passed, verdict
-
-
-@pytest.mark.parametrize(("judge", "answers", "words"), WRONG)
-def test_mistakes_are_named(judge, answers, words):
-    verdict = judge(*answers)
-    assert verdict.state == "wrong"
-    assert words in verdict.message
-
-
-@pytest.mark.parametrize(("judge", "answers"), OPEN)
-def test_stubs_are_open(judge, answers):
-    assert judge(*answers).state == "open"
-
-
-@pytest.mark.parametrize("judge", CHECKS, ids=lambda c: c.title)
-def test_each_check_has_two_right_and_three_wrong_answers(judge):
-    assert sum(case[0] is judge for case in RIGHT) >= 2
-    assert sum(case[0] is judge for case in WRONG) >= 3
-
-
-@pytest.mark.parametrize("judge", CHECKS, ids=lambda c: c.title)
-def test_an_exception_is_told_not_raised(judge):
-    def broken(*_):
-        raise KeyError("oops")
-
-    answers = (broken, broken) if judge is check.encode_decode else (broken,)
-    verdict = judge(*answers)
-    assert verdict.state == "wrong"
-    assert "KeyError" in verdict.message
-
-
-def test_the_autograder_raises(monkeypatch):
-    monkeypatch.setenv("SAELEARN_GRADE", "1")
-    assert check.loss(loss).passed
-    for answer in (summed, lambda *_: None):
-        with pytest.raises(NotPassed):
-            check.loss(answer)
+OPEN = [(check.encode_decode, (encode, lambda *_: ...))]
 
 
 @pytest.mark.parametrize(

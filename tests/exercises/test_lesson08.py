@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-import pytest
 import torch
+from every_lesson import *  # noqa: F403
 
-from saelearn.exercises import NotPassed
 from saelearn.exercises import lesson08 as check
 
 
@@ -63,19 +60,26 @@ def mixed(chooser, judged):
     return lambda s, h, ts: chosen(s, h, ts, parts(s)[chooser], parts(s)[judged])
 
 
-def loop_number(mass):
-    shares = [float(m / mass.sum()) for m in mass if m > 0]
-    return math.exp(-sum(p * math.log(p) for p in shares))
+def gain(before, after):
+    return (after - before)[:, 1:].mean((0, 1))
 
 
-def naive_entropy(mass):
-    p = mass / mass.sum()
-    return torch.exp(-(p * p.log()).sum())
+def effect_by_loops(before, after):
+    """The same with numpy, word by word."""
+    before, after = before.numpy(), after.numpy()
+    words = [after[:, 1:, v].mean() - before[:, 1:, v].mean() for v in range(after.shape[2])]
+    return np.array(words) - np.mean(words)
 
 
-def xlog(mass, log=torch.log):
-    p = mass / mass.sum()
-    return (p * log(p.clamp(min=1e-30))).sum()
+def effect_of_centred(before, after):
+    centred = [x - x.mean(-1, keepdim=True) for x in (before, after)]
+    return gain(*centred)
+
+
+def of_a_million(recall, alarms, rate):
+    held = 1e6 * rate
+    right, false = recall * held, alarms * (1e6 - held)
+    return right / (right + false)
 
 
 SHOULD = [
@@ -89,113 +93,87 @@ RIGHT = [
     (check.documents, (lambda f, k: f.max(1).values.topk(k).indices,)),
     (check.documents, (lambda f, k: sorted(range(len(f)), key=lambda n: -f[n].max())[:k],)),
     (check.documents, (lambda f, k: np.argsort(-f.numpy().max(1))[:k].copy(),)),
-    (check.decoder_direction, (lambda d, i: d.weight[:, i],)),
-    (check.decoder_direction, (lambda d, i: d.weight.T[i].detach().numpy(),)),
-    (check.decoder_direction, (lambda d, i: d(torch.eye(d.in_features)[i]) - d.bias,)),
+    (check.effect, (lambda a, b: gain(a, b) - gain(a, b).mean(),)),
+    (check.effect, (effect_by_loops,)),
+    (check.effect, (effect_of_centred,)),
     (check.f1, (f1,)),
     (check.f1, (f1_from_precision_and_recall,)),
     (check.honest, (mixed(0, 1),)),
     (check.honest, (honest_by_loops,)),
     (check.texts, (SHOULD, NOT)),
-    (check.texts, (tuple(SHOULD), ["Clara met Golden Gate Bridge .", *NOT[1:], "비글 이"])),
-    (check.spread, (loop_number,)),
-    (check.spread, (lambda m: torch.exp(-xlog(m)),)),
-    (check.spread, (lambda m: 2 ** -xlog(m, torch.log2),)),
+    (check.texts, (tuple(SHOULD), [*NOT[1:], "그 비글 은"])),  # the particle goes with the name
+    (check.base_rate, (lambda r, a, b: r * b / (r * b + a * (1 - b)),)),
+    (check.base_rate, (of_a_million,)),
+    (check.base_rate, (lambda r, a, b: torch.tensor(1 / (1 + a / r * (1 / b - 1))),)),
 ]
 
 WRONG = [
-    (check.documents, lambda f, k: f.mean(1).topk(k).indices, "ranked by the mean"),
-    (check.documents, lambda f, k: f.flatten().topk(k).indices // f.shape[1], "more than once"),
-    (check.documents, lambda f, k: f.max(1).values.topk(k).values, "take indices"),
-    (check.documents, lambda f, k: f.max(1).values.argsort()[:k], "weakest first"),
-    (check.documents, lambda f, k: f.max(0).values.topk(k).indices, "positions in a document"),
-    (check.documents, lambda f, k: f.max(1).values.argsort(descending=True), "asked for k = 3"),
-    (check.decoder_direction, lambda d, i: d.weight[i % len(d.weight)], "this is a row"),
-    (check.decoder_direction, lambda d, i: d(torch.eye(d.in_features)[i]), "bias is in it"),
-    (check.decoder_direction, lambda d, i: d.weight[:, [i]], "length d_in"),
-    (check.decoder_direction, lambda d, i: d.weight[:, i] * 2, "one-hot"),
-    (check.f1, lambda f, h: (f & h).sum() / f.sum(), "precision alone"),
-    (check.f1, lambda f, h: (f & h).sum() / h.sum(), "recall alone"),
-    (check.f1, lambda f, h: (f == h).double().mean(), "accuracy"),
-    (check.f1, jaccard, "Jaccard"),
-    (check.f1, lambda f, h: (f & h).sum() / (f.sum() + h.sum()), "count twice"),
-    (check.f1, lambda f, h: f1(f, h) if f.any() else float("nan"), "never fires"),
-    (check.f1, lambda f, h: 2 * (f & h).sum() / (f.sum() + h.sum()), "nothing holds"),
-    (check.f1, lambda f, h: f1_without_care(f, h) if f.any() else 0.0, "never where"),
-    (check.honest, mixed(0, 2), "scored on all rows"),
+    (check.documents, (lambda f, k: f.mean(1).topk(k).indices,), "ranked by the mean"),
+    (check.documents, (lambda f, k: f.flatten().topk(k).indices // f.shape[1],), "more than once"),
+    (check.documents, (lambda f, k: f.max(1).values.topk(k).values,), "take indices"),
+    (check.documents, (lambda f, k: f.max(1).values.argsort()[:k],), "weakest first"),
+    (check.documents, (lambda f, k: f.max(0).values.topk(k).indices,), "positions in a document"),
+    (check.documents, (lambda f, k: f.max(1).values.argsort(descending=True),), "asked for k = 3"),
+    (check.effect, (gain,), "common to all words"),
+    (check.effect, (lambda a, b: gain(b, a) - gain(b, a).mean(),), "other way round"),
+    (check.effect, (lambda a, b: (b - a).mean((0, 1)) - (b - a).mean(),), "position 0"),
+    (
+        check.effect,
+        (lambda a, b: len(a) * (a.shape[1] - 1) * effect_of_centred(a, b),),
+        "sums, not",
+    ),
+    (check.effect, (lambda a, b: gain(a.softmax(-1), b.softmax(-1)),), "probabilities"),
+    (check.effect, (lambda a, b: gain(a.log_softmax(-1), b.log_softmax(-1)),), "log-probabilities"),
+    (check.effect, (lambda a, b: (b - a)[:, 1:].mean(0),), "average the rest"),
+    (check.effect, (lambda a, b: 2 * effect_of_centred(a, b),), "less the mean over words"),
+    (check.f1, (lambda f, h: (f & h).sum() / f.sum(),), "precision alone"),
+    (check.f1, (lambda f, h: (f & h).sum() / h.sum(),), "recall alone"),
+    (check.f1, (lambda f, h: (f == h).double().mean(),), "accuracy"),
+    (check.f1, (jaccard,), "Jaccard"),
+    (check.f1, (lambda f, h: (f & h).sum() / (f.sum() + h.sum()),), "count twice"),
+    (check.f1, (lambda f, h: f1(f, h) if f.any() else float("nan"),), "never fires"),
+    (check.f1, (lambda f, h: 2 * (f & h).sum() / (f.sum() + h.sum()),), "nothing holds"),
+    (check.f1, (lambda f, h: f1_without_care(f, h) if f.any() else 0.0,), "never where"),
+    (check.honest, (mixed(0, 2),), "scored on all rows"),
     (
         check.honest,
-        lambda s, h, ts: max(ts, key=lambda t: f1(s[:200] > t, h[:200])),
+        (lambda s, h, ts: max(ts, key=lambda t: f1(s[:200] > t, h[:200])),),
         "this is the threshold",
     ),
-    (check.honest, mixed(2, 2), "same rows"),
-    (check.honest, mixed(0, 0), "half that chose"),
-    (check.honest, mixed(1, 1), "no say"),
-    (check.honest, mixed(1, 0), "exchanged"),
-    (check.honest, mixed(2, 1), "chosen on all rows"),
-    (check.spread, naive_entropy, "0 log 0"),
-    (check.spread, lambda m: -xlog(m), "this is the entropy"),
-    (check.spread, lambda m: torch.exp(xlog(m)), "sign is lost"),
-    (check.spread, lambda m: torch.exp(-xlog(m, torch.log2)), "do not go together"),
-    (check.spread, lambda m: (m > 0).sum(), "trace would count"),
+    (check.honest, (mixed(2, 2),), "same rows"),
+    (check.honest, (mixed(0, 0),), "half that chose"),
+    (check.honest, (mixed(1, 1),), "no say"),
+    (check.honest, (mixed(1, 0),), "exchanged"),
+    (check.honest, (mixed(2, 1),), "chosen on all rows"),
+    (check.base_rate, (lambda r, a, b: r / (r + a),), "base rate is missing"),
+    (check.base_rate, (lambda r, a, b: b / (b + a * (1 - b)),), "recall is missing"),
+    (check.base_rate, (lambda r, a, b: r * b / (r * b + a * b),), "or cancels"),
+    (check.base_rate, (lambda r, a, b: r * b / (r * b + a),), "weigh them"),
+    (check.base_rate, (lambda r, a, b: 1 - of_a_million(r, a, b),), "that are wrong"),
+    (check.base_rate, (lambda r, a, b: r * b + a * (1 - b),), "how often it fires"),
+    (check.base_rate, (lambda r, a, b: r * b,), "right firings over all"),
 ]
 
-WRONG_TEXTS = [
-    (SHOULD[0], NOT, "make it a list"),
-    (SHOULD[:2], NOT, "at least three"),
-    ([SHOULD[0]] * 3, NOT, "at least three"),
-    ([*SHOULD, "the golden doodle barked ."], NOT, "'doodle'"),
-    ([*SHOULD, "the beagle barked ."], NOT, "does not name"),
-    (SHOULD, [*NOT, SHOULD[0]], "belongs to should"),
-    (SHOULD, [*NOT, " "], "should_not is empty"),
-    (SHOULD, [*NOT[1:], "2 + 3 = 5 ;"], "near miss"),
+WRONG += [
+    (check.texts, (SHOULD[0], NOT), "make it a list"),
+    (check.texts, (SHOULD[:2], NOT), "at least three"),
+    (check.texts, ([SHOULD[0]] * 3, NOT), "at least three"),
+    (check.texts, ([*SHOULD, "the golden doodle barked ."], NOT), "'doodle'"),
+    (check.texts, ([*SHOULD, "the beagle barked ."], NOT), "does not name"),
+    (check.texts, (SHOULD, [*NOT, SHOULD[0]]), "belongs to should"),
+    (check.texts, (SHOULD, [*NOT, " "]), "should_not is empty"),
+    (check.texts, (SHOULD, [*NOT[1:], "2 + 3 = 5 ;"]), "near miss"),
+    (check.texts, (SHOULD, [*NOT[1:], "the beagle ate the bone ."]), "near miss"),
     (
-        [f"the golden retriever {does} ." for does in ("fetched", "barked", "wagged")],
-        NOT,
-        "built alike",
+        check.texts,
+        (
+            [f"the golden retriever {does} ." for does in ("fetched", "barked", "wagged")],
+            ["the beagle fetched .", *NOT],
+        ),
+        "begin alike",
     ),
+    (check.texts, (3, NOT), "your code raised TypeError"),
+    (check.texts, ([1, 2, 3], NOT), "your code raised AttributeError"),
 ]
-CHECKS = [check.documents, check.decoder_direction, check.f1, check.honest, check.spread]
 
-
-@pytest.mark.parametrize(("judge", "answers"), RIGHT)
-def test_right_answers_pass(judge, answers):
-    verdict = judge(*answers)
-    assert verdict.passed, verdict
-
-
-@pytest.mark.parametrize(("judge", "answer", "hint"), WRONG)
-def test_likely_mistakes_are_named(judge, answer, hint):
-    verdict = judge(answer)
-    assert verdict.state == "wrong"
-    assert hint in verdict.message
-
-
-@pytest.mark.parametrize(("should", "should_not", "hint"), WRONG_TEXTS)
-def test_texts_that_test_nothing_are_named(should, should_not, hint):
-    verdict = check.texts(should, should_not)
-    assert verdict.state == "wrong"
-    assert hint in verdict.message
-
-
-@pytest.mark.parametrize("judge", CHECKS)
-def test_stubs_are_open_and_errors_are_told(judge):
-    assert judge(None).state == judge(...).state == "open"
-    assert judge(lambda *args, **kwargs: None).state == "open"
-    assert judge(lambda *args, **kwargs: ...).state == "open"
-    assert judge(lambda *args, **kwargs: 1 / 0).state == "wrong"
-    assert judge(3.0).state == "wrong"
-
-
-def test_texts_that_are_missing_are_open_and_other_things_are_wrong():
-    assert check.texts(..., ...).state == check.texts(SHOULD, ...).state == "open"
-    assert check.texts(3, NOT).state == check.texts([1, 2, 3], NOT).state == "wrong"
-
-
-@pytest.mark.parametrize("judge", [*CHECKS, check.texts])
-def test_the_autograder_hears_of_it(judge, monkeypatch):
-    monkeypatch.setenv("SAELEARN_GRADE", "1")
-    with pytest.raises(NotPassed):
-        judge(...)
-    right = next(answers for known, answers in RIGHT if known is judge)
-    assert judge(*right).passed
+OPEN = [(check.texts, (SHOULD, ...))]

@@ -1,0 +1,170 @@
+"""What holds for the checks of every lesson: right answers written differently pass, likely
+mistakes are named, nothing raises for a learner, and everything raises for the autograder.
+
+A lesson's module takes these tests by `from every_lesson import *`, and conftest.py gives them
+its cases:
+
+- `RIGHT`: pairs of a check and answers that must pass;
+- `WRONG`: triples of a check, answers that must not, and words of the hint that they must get;
+- `OPEN`: pairs of a check and answers that count as none, beside those that are tried anyway.
+
+Answers are a tuple, what the check is called with, or a function that makes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import re
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from saelearn import course
+from saelearn.exercises import NotPassed
+
+__all__ = [
+    "test_an_exception_is_told_not_raised",
+    "test_each_check_has_two_right_and_three_wrong_answers",
+    "test_each_exercise_has_its_check",
+    "test_mistakes_are_named",
+    "test_no_answer_is_open",
+    "test_no_function_is_no_answer",
+    "test_right_answers_pass",
+    "test_the_autograder_hears_of_it",
+]
+
+Check = Callable[..., Any]
+
+
+def test_right_answers_pass(right):
+    judge, answers = right
+    verdict = judge(*made(answers))
+    assert verdict.passed, verdict
+
+
+def test_mistakes_are_named(wrong):
+    judge, answers, words = wrong
+    verdict = judge(*made(answers))
+    assert verdict.state == "wrong"
+    assert words in verdict.message
+
+
+def test_no_answer_is_open(stub):
+    judge, answers = stub
+    assert judge(*made(answers)).state == "open"
+
+
+def test_an_exception_is_told_not_raised(of_functions):
+    judge, answers = of_functions
+
+    def broken(*_, **__):
+        raise KeyError("oops")
+
+    verdict = judge(*with_functions(answers, broken))
+    assert verdict.state == "wrong"
+    assert "KeyError" in verdict.message
+
+
+def test_no_function_is_no_answer(of_functions):
+    judge, answers = of_functions
+    assert judge(*with_functions(answers, 3.0)).state == "wrong"
+
+
+def test_the_autograder_hears_of_it(check, request, monkeypatch):
+    """It raises for what is wrong or missing, but never for a prediction."""
+    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    right = made(first(request.module.RIGHT, check))
+    wrong = made(first(request.module.WRONG, check))
+    assert check(*right).passed
+    for answers in (wrong, (..., *right[1:])):
+        if is_graded(check):
+            with pytest.raises(NotPassed):
+                check(*answers)
+        else:
+            assert check(*answers).state != "passed"
+
+
+def test_each_check_has_two_right_and_three_wrong_answers(check, request):
+    assert sum(case[0] is check for case in request.module.RIGHT) >= 2
+    assert sum(case[0] is check for case in request.module.WRONG) >= 3
+
+
+def test_each_exercise_has_its_check(request):
+    """The lesson's exercises are the checks' exercises, and the lesson calls every check."""
+    prose, code = lesson(number_of(request.module))
+    checks = checks_of(request.module)
+    exercises = set(re.findall(r"(?m)^### Exercise (\d+\.\d+)", prose))
+    assert exercises
+    assert {
+        re.match(r"Exercise (\d+\.\d+)", c.title)[1] for c in checks if is_graded(c)
+    } == exercises
+    assert [c.__name__ for c in checks if f"check.{c.__name__}(" not in code] == []
+
+
+def made(answers: tuple | Callable[[], tuple]) -> tuple:
+    return answers() if callable(answers) else answers
+
+
+def with_functions(answers: tuple, instead: Any) -> tuple:
+    return tuple(instead if callable(answer) else answer for answer in answers)
+
+
+def first(cases: list[tuple], judge: Check) -> tuple | Callable[[], tuple]:
+    return next(case[1] for case in cases if case[0] is judge)
+
+
+def is_graded(judge: Check) -> bool:
+    """Predictions are answered too, but nobody can fail them."""
+    return hasattr(judge, "title")
+
+
+def number_of(module: ModuleType) -> str:
+    return module.__name__.removeprefix("test_lesson")
+
+
+def checks_of(module: ModuleType) -> list[Check]:
+    """The lesson's checks, and its predictions that have cases."""
+    of_lesson = vars(importlib.import_module(f"saelearn.exercises.lesson{number_of(module)}"))
+    graded = [each for each in of_lesson.values() if callable(each) and is_graded(each)]
+    return list(dict.fromkeys([*graded, *(case[0] for case in module.RIGHT)]))
+
+
+@functools.cache
+def lesson(number: str) -> tuple[str, str]:
+    """A lesson's prose and its code."""
+    (path,) = course.notebooks_dir().glob(f"{number}_*.ipynb")
+    text = {"markdown": [], "code": []}
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        text[cell["cell_type"]].append("".join(cell["source"]))
+    return "\n".join(text["markdown"]), "\n".join(text["code"])
+
+
+def cases_of(module: ModuleType) -> dict[str, list]:
+    """What each of the tests above is to be run with, in one lesson."""
+    examples = dict(reversed(module.RIGHT))  # the first of each
+    of_functions = [
+        (check, answers)
+        for check, answers in examples.items()
+        if not callable(answers) and any(callable(answer) for answer in answers)
+    ]
+    stubs = [
+        (check, (nothing, *(() if callable(answers) else answers[1:])))
+        for check, answers in examples.items()
+        for nothing in (None, ...)
+    ]
+    stubs += [
+        (check, with_functions(answers, lambda *_, nothing=nothing, **__: nothing))
+        for check, answers in of_functions
+        for nothing in (None, ...)
+    ]
+    return {
+        "right": module.RIGHT,
+        "wrong": module.WRONG,
+        "stub": stubs + getattr(module, "OPEN", []),
+        "of_functions": of_functions,
+        "check": checks_of(module),
+    }
