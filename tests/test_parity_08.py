@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import make, some_tokens
-from torch import nn
 
 from saelearn import features, metrics
 from saelearn.activations import Activations
-from saelearn.sae import SAE
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "08_features.ipynb"
 
@@ -42,11 +40,16 @@ def test_top_documents_are_those_of_contexts(lesson):
     assert lesson["top_documents"](f_NT, 5).tolist() == [c.document for c in found]
 
 
-def test_direction_is_the_decoder_row(lesson):
-    sae = SAE(6, 20, seed=1)
-    decoder = nn.Linear(20, 6)
-    decoder.weight.data = sae.W_dec.data.T
-    assert torch.equal(lesson["written_by"](decoder, 17), sae.W_dec[17])
+def test_effect_is_the_logit_effect(lesson):
+    lm, tokens_NT, site = make("gpt2"), some_tokens(3, 7), "transformer.h.0:out"
+    direction_D = rand(5, 16) - 0.5
+
+    def edit(x_BTD, positions_T):
+        return x_BTD + (positions_T > 0)[:, None] * direction_D
+
+    ours_V = lesson["effect"](lm.logits(tokens_NT), lm.logits(tokens_NT, {site: edit}))
+    library_V = features.logit_effect(lm, site, direction_D, tokens_NT).effect_V
+    torch.testing.assert_close(ours_V, library_V)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
@@ -66,8 +69,9 @@ def test_honest_f1_is_best_f1_of_one_candidate(lesson):
     assert lesson["honest_f1"](score, holds, grid) == pytest.approx(float(best.f1_C))
 
 
-@pytest.mark.parametrize("masses", [[1.0, 1, 1, 1], [5, 3, 0, 0], [0, 7, 0, 0]])
-def test_effective_number(lesson, masses):
-    mass_R = torch.tensor(masses)
-    ours = metrics.effective_number(mass_R)
-    torch.testing.assert_close(lesson["effective_number"](mass_R).double(), ours)
+@pytest.mark.parametrize("rate", [0.3, 0.02])
+def test_precision_is_what_counting_gives(lesson, rate):
+    holds = rand(6, 200_000) < rate
+    fires = rand(7, 200_000) < torch.where(holds, 0.8, 0.05)
+    counted = float((fires & holds).sum() / fires.sum())
+    assert lesson["precision"](0.8, 0.05, rate) == pytest.approx(counted, abs=0.02)

@@ -23,7 +23,7 @@ MINUTES = {"km": 12.0, "climb": 10.0, "stops": 5.0}  # what the lesson's data ar
 )
 def weights_changed(number: Any) -> None:
     """How many of the model's weights the slider changed: 0."""
-    value = as_tensor(number, "the answer")
+    value = as_tensor(_unquoted(number), "the answer")
     if value.numel() != 1:
         raise Mistake("one number is enough")
     value = float(value)
@@ -47,6 +47,13 @@ def weights_changed(number: Any) -> None:
     )
 
 
+def _unquoted(answer: Any) -> Any:
+    """The answer, or a `Mistake` in words that a beginner knows if it is a string."""
+    if isinstance(answer, str):
+        raise Mistake(f"a number is asked for, without quotes; this is the string {answer!r}")
+    return answer
+
+
 _TEXTS = (  # so that each mistake gives another number
     "the golden retriever barked . the golden retriever ate . who saw the golden retriever",
     "the golden husky ate the bone .",
@@ -63,7 +70,8 @@ _OTHER = ("tea and rice", "rice", "rice and rice and rice", "tea")
 
 @exercise(
     "Exercise 0.2: the share of texts",
-    passed="each text counts once, however often it says it: this is the number beside the slider",
+    passed="each text counts once, however often it says it: so the number above the slider's "
+    "texts is made (there for the name in both languages)",
 )
 def share(function: Callable) -> None:
     """`share(texts, phrase)` -> share of the texts in which the phrase stands."""
@@ -86,8 +94,11 @@ def share(function: Callable) -> None:
             "that is the share of texts without it": 1 - sum(found) / len(texts),
             "one of the words is not the phrase: a golden husky is no golden retriever": some,
             "both words, but not side by side: look for the whole phrase in the text": every,
-            "text.split() gives single words, and no single word equals the phrase. Look in "
-            "the text itself": 0.0,
+            "this counts no text at all. text.split() gives single words, `phrase in texts` asks "
+            "for a text that equals it: look inside each text, anywhere in it": 0.0,
+            "that says whether any text has it; how many of them do?": 1.0,
+            "divide by the number of texts given, len(texts), not always by 32": sum(found) / 32,
+            "do not round: the share itself is asked for": round(sum(found) / len(texts), 2),
         }
         diagnose(got, sum(found) / len(texts), wrong, "count the texts with the phrase in them")
 
@@ -99,7 +110,7 @@ def share(function: Callable) -> None:
 def extra_minutes(minutes: Any) -> None:
     """3 km more, 200 m of climb less, one stop more: 3 * 12 - 2 * 10 + 1 * 5 minutes."""
     km, climb, stop = MINUTES.values()
-    got = need_shape(minutes, (), "the answer", "One number of minutes.")
+    got = need_shape(_unquoted(minutes), (), "the answer", "One number of minutes.")
     wrong = {
         "less climb is quicker: that term is subtracted": 3 * km + 2 * climb + stop,
         "the climb is counted in hundreds of metres: 200 m are 2": 3 * km - 200 * climb + stop,
@@ -154,6 +165,13 @@ def nudge(function: Callable) -> None:
             ).mean(),
             "lowered by 1, not raised": (_bent(x_ND - step_D) - before_N).mean(),
             "doubled, not raised by 1": (_bent(x_ND * (1 + step_D)) - before_N).mean(),
+            "the sizes of the changes, without their signs: no abs() is needed": (
+                (after_N - before_N).abs().mean()
+            ),
+            "the first row alone; average over all rows": (after_N - before_N)[0],
+            "raised by the column's spread, not by 1": (
+                _bent(x_ND + x_ND.std(0) * step_D) - before_N
+            ).mean(),
             "nothing has changed: predict once more, on the copy": 0.0,
         }
         otherwise = "compare with the mean of predict(x with the column + 1) - predict(x)"

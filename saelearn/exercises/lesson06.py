@@ -30,7 +30,9 @@ def predicted_piece(guess: Any, cost: Mapping[str, float]) -> Verdict:
     if guess is ... or guess is None:
         return _no_guess(title)
     order = sorted(cost, key=lambda name: -cost[name])
-    if guess not in order:
+    meant = {name.lower().replace(" ", ""): name for name in cost}
+    guess = meant.get(str(guess).lower().replace(" ", ""))
+    if guess is None:
         return Verdict("wrong", title, f"one of {', '.join(cost)} is needed, in quotes")
     if guess == order[0]:
         return Verdict("passed", title, f"yes: {guess}, {cost[guess]:.1f} nats a token.")
@@ -98,26 +100,26 @@ def surprise(function: Callable) -> None:
     if value.shape == (T,):
         why = not_shifted if close(value, same) else "nothing predicts the first one"
         raise Mistake(f"one number too many: {why}. Pair logits_TV[:-1] with tokens_T[1:]")
-    diagnose(
-        need(value, (T - 1,), "the surprise"),
-        right,
-        {
-            "the sign is lost: a probability is below 1, its logarithm below 0": -right,
-            "these are probabilities; surprise is minus their logarithm": (-right).exp(),
-            "in bits (log2); here we count in nats: the natural logarithm": right / math.log(2),
-            "these are scores; softmax makes probabilities of them first": (
-                -logits_TV[rows, tokens_T[1:]]
-            ),
-            f"{not_shifted}; it has to guess the next": same[:-1],
-            f"{not_shifted}; the first place, logits_TV[0], guesses tokens_T[1]": same[1:],
-            "shifted the wrong way: logits_TV[:-1] belongs to tokens_T[1:]": (
-                -log_p_TV[rows + 1, tokens_T[:-1]]
-            ),
-            "this is the surprise of the word that it holds for likeliest, not of the one that "
-            "came": -log_p_TV[:-1].max(1).values,
-        },
-        "surprise of token t is -log of the probability that place t - 1 gave it",
-    )
+    wrong = {
+        "the sign is lost: a probability is below 1, its logarithm below 0": -right,
+        "these are probabilities; surprise is minus their logarithm": (-right).exp(),
+        "in bits (log2); here we count in nats: the natural logarithm": right / math.log(2),
+        "these are scores; softmax makes probabilities of them first": (
+            -logits_TV[rows, tokens_T[1:]]
+        ),
+        f"{not_shifted}; it has to guess the next": same[:-1],
+        f"{not_shifted}; the first place, logits_TV[0], guesses tokens_T[1]": same[1:],
+        "shifted the wrong way: logits_TV[:-1] belongs to tokens_T[1:]": (
+            -log_p_TV[rows + 1, tokens_T[:-1]]
+        ),
+        "this is the surprise of the word that it holds for likeliest, not of the one that "
+        "came": -log_p_TV[:-1].max(1).values,
+    }
+    need(value, (T - 1,), "the surprise")
+    diagnose(value, right, wrong, "it is -log of the probability that place t - 1 gave token t")
+
+
+_NOT_ITS_INPUT = "you gave x to the module; in the model it gets what earlier layers made of x"
 
 
 class _Chain(nn.Module):
@@ -125,7 +127,7 @@ class _Chain(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.middle, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.first, self.middle, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
         with torch.no_grad():
             for seed, parameter in enumerate(self.parameters()):
                 parameter.copy_(_random(*parameter.shape, seed=seed))
@@ -143,7 +145,7 @@ def _need_no_hook(model: nn.Module) -> None:
 @exercise("Exercise 6.2", passed="it listens, and leaves nothing behind")
 def read(function: Callable) -> None:
     """`read(model, module, x)` -> what the module returned while the model ran."""
-    model, x_BD = _Chain(), _random(5, 4, seed=9)
+    model, x_BD = _Chain(), _random(5, 6, seed=9)
     inside = model.first(x_BD).tanh()
     right, end = model.middle(inside), model(x_BD)
     value = call(function, model, model.middle, x_BD)
@@ -151,22 +153,19 @@ def read(function: Callable) -> None:
     if isinstance(value, list | tuple):
         full = "the output is still wrapped in a list or tuple: return the tensor in it"
         raise Mistake(full if value else "nothing was heard: did the model run under the hook?")
-    diagnose(
-        value,
-        right,
-        {
-            "this is what went into the module; the hook's third argument came out": inside,
-            "this is the model's own output; what the module returned is the hook's third "
-            "argument": end,
-        },
-        "this is not what the module returned while the model ran",
-    )
+    wrong = {
+        "this is what went into the module; the hook's third argument came out": inside,
+        "this is the model's own output; what the module returned is the hook's third "
+        "argument": end,
+        _NOT_ITS_INPUT: model.middle(x_BD),
+    }
+    diagnose(value, right, wrong, "this is not what the module returned while the model ran")
 
 
 @exercise("Exercise 6.3", passed="what a hook returns takes the output's place")
 def replace(function: Callable) -> None:
     """`replace(model, module, x, edit)` -> the model's output with the edit made."""
-    model, x_BD = _Chain(), _random(5, 4, seed=9)
+    model, x_BD = _Chain(), _random(5, 6, seed=9)
     before = {name: p.detach().clone() for name, p in model.state_dict().items()}
 
     def edit(y: Tensor) -> Tensor:
@@ -180,20 +179,18 @@ def replace(function: Callable) -> None:
     _need_no_hook(model)
     if any(not torch.equal(p, before[name]) for name, p in model.state_dict().items()):
         raise Mistake("the model's weights were changed: edit what passes, not the model")
-    diagnose(
-        value,
-        right,
-        {
-            "nothing has changed: a hook that returns nothing leaves the output as it is. Does "
-            "yours return edit(output)?": clean,
-            "the edit was made on the model's last output, not at the module": edit(clean),
-            "this edits what goes into the module; a forward hook returns what comes out": (
-                at_input
-            ),
-            "this is the edited output of the module; let the model run on to its end": edit(out),
-        },
-        "this is not what the model returns if edit(output) takes the module's place",
-    )
+    wrong = {
+        "nothing has changed: does your hook return edit(output), and is it still there while "
+        "the model runs?": clean,
+        "the edit was made on the model's last output, not at the module": edit(clean),
+        "this edits what goes into the module; a forward hook returns what comes out": at_input,
+        "this is the edited output of the module; let the model run on to its end": edit(out),
+        "the hook's second argument, the module's input, was edited; the output is the third": (
+            model.last(edit(inside).tanh())
+        ),
+        _NOT_ITS_INPUT: edit(model.middle(x_BD)),
+    }
+    diagnose(value, right, wrong, "not what the model returns if edit(output) takes the place")
 
 
 @exercise(
@@ -212,28 +209,26 @@ def spread(function: Callable) -> None:
     value = as_tensor(call(function, a_NS, register_N), "the spread")
     if value.isnan().any():
         raise Mistake(
-            "one neuron is silent in one register, and 0 * log(0) is nan: use torch.special.xlogy"
+            "one neuron is silent in one register, and 0 * log(0) is nan: use torch.special.xlogy. "
+            "(Or was a register counted that no token has? register_N.unique() lists them)"
         )
     if value.shape == (4,):
         raise Mistake("one number for each register; a spread is one number for each neuron")
     need(value, (6,), "the spread")
-    diagnose(
-        value,
-        _number(mass_RS),
-        {
-            "this is the entropy; its exp is a number of registers": _number(mass_RS).log(),
-            "the minus is missing: entropy is -sum p log p": 1 / _number(mass_RS),
-            "sums over tokens: a common register then weighs more. Take means": _number(sums_RS),
-            "this counts firings; weigh each by how strong it is": _number(fired_RS),
-            "this counts the registers in which it fires at all; a trace should count little": (
-                (mass_RS > 0).double().sum(0)
-            ),
-            "the shares of each *neuron* should add up to 1 over the registers": _number(
-                mass_RS / mass_RS.sum(1, keepdim=True), normalised=True
-            ),
-        },
-        "expected exp(-sum over registers of p log p), p being the shares of the mean activations",
-    )
+    wrong = {
+        "this is the entropy; its exp is a number of registers": _number(mass_RS).log(),
+        "the minus is missing: entropy is -sum p log p": 1 / _number(mass_RS),
+        "sums over tokens: a common register then weighs more. Take means": _number(sums_RS),
+        "this counts firings; weigh each by how strong it is": _number(fired_RS),
+        "this counts the registers in which it fires at all; a trace should count little": (
+            (mass_RS > 0).double().sum(0)
+        ),
+        "the shares of each *neuron* should add up to 1 over the registers": _number(
+            mass_RS / mass_RS.sum(1, keepdim=True), normalised=True
+        ),
+    }
+    expected = "expected exp(-sum over registers of p log p), p: shares of the mean activations"
+    diagnose(value, _number(mass_RS), wrong, expected)
 
 
 def _number(mass_RS: Tensor, *, normalised: bool = False) -> Tensor:
@@ -248,28 +243,28 @@ def _number(mass_RS: Tensor, *, normalised: bool = False) -> Tensor:
 def search(function: Callable) -> None:
     """`answers_to_all(share_SR, wanted)` -> the neuron with the largest smallest wanted share."""
     share_SR = torch.tensor(
-        [
-            [0.47, 0.40, 0.01, 0.02, 0.05, 0.05],  # largest sum over the wanted
-            [0.15, 0.14, 0.12, 0.13, 0.01, 0.45],  # the one
-            [0.60, 0.01, 0.01, 0.01, 0.19, 0.18],  # largest single share
-            [0.10, 0.09, 0.11, 0.10, 0.30, 0.30],  # largest smallest share over all registers
+        [[0.22, 0.02, 0.03, 0.03, 0.3, 0.4]] * 4  # 0 to 3: nobody that anyone looks for
+        + [
+            [0.15, 0.14, 0.12, 0.13, 0.01, 0.45],  # 4: the one
+            [0.47, 0.40, 0.01, 0.02, 0.05, 0.05],  # 5: largest sum over the wanted
+            [0.60, 0.01, 0.01, 0.01, 0.19, 0.18],  # 6: largest single share
+            [0.10, 0.09, 0.11, 0.10, 0.30, 0.30],  # 7: largest smallest share over all registers
+            [0.30, 0.20, 0.00, 0.10, 0.20, 0.20],  # 8: smallest smallest share
         ]
     )
-    wanted = [0, 1, 2, 3]
-    value = need(call(function, share_SR, wanted), (), "the answer", "One neuron's number.")
-    diagnose(
-        value,
-        1,
-        {
-            "its sum over the wanted registers is large, but two of them do it all: the smallest "
-            "share counts": 0,
-            "that neuron answers to one of them only: you took the largest share": 2,
-            "you looked at all registers; only the wanted ones count: share_SR[:, wanted]": 3,
-            "this is a share; the neuron's number is asked for: argmax": 0.12,
-        },
-        "expected the neuron whose smallest share among the wanted registers is largest",
-    )
-    if int(need(call(function, share_SR.flip(1), [2, 3, 4, 5]), (), "the answer")) != 1:
+    value = need(call(function, share_SR, [0, 1, 2, 3]), (), "the answer", "One neuron's number.")
+    if float(value) in range(4):
+        raise Mistake("columns are registers: share_SR[:, wanted]; .min(dim=1) keeps the neurons")
+    wrong = {
+        "its sum over the wanted registers is large, but two of them do it all: the smallest "
+        "share counts": 5,
+        "that neuron answers to one of them only: you took the largest share": 6,
+        "you looked at all registers; only the wanted ones count: share_SR[:, wanted]": 7,
+        "that one's smallest share is the smallest of all: argmax, not argmin": 8,
+        "this is a share; the neuron's number is asked for: argmax": 0.12,
+    }
+    diagnose(value, 4, wrong, "expected the neuron whose smallest wanted share is largest")
+    if int(need(call(function, share_SR.flip(1), [2, 3, 4, 5]), (), "the answer")) != 4:
         raise Mistake("with other wanted registers it is wrong: use the argument `wanted`")
 
 
@@ -290,6 +285,7 @@ def terms(answers: Any) -> None:
     """`answers`: letter -> one of `TERMS`."""
     if not isinstance(answers, Mapping):
         raise Mistake(f"this needs a dictionary, but it is a {type(answers).__name__}")
+    answers = {str(letter).strip().upper(): answer for letter, answer in answers.items()}
     if all(answers.get(letter, ...) is ... for letter in _CLAIMS):
         raise NotImplementedError
     for letter, (right, reason) in _CLAIMS.items():

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from saelearn.exercises import Mistake, as_tensor, call, close, diagnose, exercise, need_shape
+from saelearn.exercises import Mistake, Verdict, as_tensor, call, close, diagnose, exercise
+from saelearn.exercises import need_shape as need
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -20,7 +22,25 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 def _number(value: object, name: str) -> float:
     hint = "One number for all the data, not one for each row or dimension."
-    return float(need_shape(value, (), name, hint))
+    return float(need(value, (), name, hint))
+
+
+def predicted_survival(guess: Any, trained: float, untrained: float) -> Verdict:
+    """A reply to two guesses of the loss recovered; any in range is valid, none is graded."""
+    title = "Your prediction: how much survives"
+    if guess is ... or guess is None:
+        return Verdict("open", title, "no guess yet: write one down above, run both cells again")
+    try:
+        first, second = (float(each) for each in guess)
+    except (TypeError, ValueError):
+        return Verdict("wrong", title, "two numbers are needed, such as 0.5, 0.1")
+    if not (0 <= first <= 1 and 0 <= second <= 1):
+        return Verdict("wrong", title, "both numbers should lie between 0 and 1")
+    replies = []
+    for name, mine, truth in (("trained", first, trained), ("untrained", second, untrained)):
+        far = "more than you thought" if mine < truth else "less than you thought"
+        replies.append(f"{name}: {'about right' if abs(mine - truth) <= 0.1 else far}, {truth:.2f}")
+    return Verdict("passed", title, "; ".join(replies) + ".")
 
 
 @exercise(
@@ -104,44 +124,47 @@ def scale(scale_of: Callable) -> None:
 
 @exercise(
     "Exercise 7.3",
-    passed="both terms are means over the batch, so one coefficient serves every batch size",
+    passed="sums over D and over F, means over B: a coefficient that serves any width and batch",
 )
 def loss(l1_loss: Callable) -> None:
     """`l1_loss(x_BD, x_hat_BD, f_BF, l1_coefficient)` -> one number."""
     x_BD, x_hat_BD, f_BF = _random(6, 5), _random(6, 5, seed=1), _random(6, 7, seed=2).relu()
-    value = _number(call(l1_loss, x_BD, x_hat_BD, f_BF, 0.7), "the loss")
-    square_BD = (x_BD - x_hat_BD).square()
+    result = call(l1_loss, x_BD, x_hat_BD.requires_grad_(), f_BF, 0.7)
+    value = _number(result, "the loss")
+    square_BD = (x_BD - x_hat_BD).square().detach()
     error, price = square_BD.sum(1).mean(), 0.7 * f_BF.sum(1).mean()
-    diagnose(
-        value,
-        error + price,
-        {
-            "the penalty is still a sum over the batch: twice the batch is twice the penalty": (
-                error + 0.7 * f_BF.sum()
-            ),
-            "the penalty is divided by the number of features too: sum over F, mean over B": (
-                error + 0.7 * f_BF.mean()
-            ),
-            "the squared error is averaged over D: it was right, a sum over D": (
-                square_BD.mean() + price
-            ),
-            "both terms are means over everything: sum over D and F, mean over B": (
-                square_BD.mean() + 0.7 * f_BF.mean()
-            ),
-            "both terms are sums over the batch now: then the loss, and with it the size of a "
-            "step, depends on the batch. Take means": 6 * (error + price),
-            "the penalty is gone": error,
-            "the coefficient is missing": error + f_BF.sum(1).mean(),
-            "that is L2, the length of f; L1 is the sum of the absolute values": (
-                error + 0.7 * f_BF.norm(dim=1).mean()
-            ),
-            "counting active features has no gradient: L1 sums their values": (
-                error + 0.7 * (f_BF > 0).double().sum(1).mean()
-            ),
-        },
-        "the loss should be: mean over the batch of the summed squared error, plus l1_coefficient "
-        "times the mean over the batch of the summed features",
+    mean_error = square_BD.mean()
+    wrong = {
+        "the squared error is still averaged over D: mse_loss divides by D, too": mean_error
+        + price,
+        "the error is summed over the batch now: sum over D, mean over B": square_BD.sum() + price,
+        "the trade-off is right, but the whole loss is D times smaller: sum the error over D, and "
+        "leave the penalty as it was": mean_error + price / 5,
+        "the penalty was right: the sum over F, then the mean over B": error + 0.7 * f_BF.sum(),
+        "the penalty is divided by the number of features too: sum over F, mean over B": (
+            error + 0.7 * f_BF.mean()
+        ),
+        "both are means over everything: sum over D and F": mean_error + 0.7 * f_BF.mean(),
+        "both terms are sums over the batch now: then the loss, and with it the size of a step, "
+        "depends on the batch. Take means": 6 * (error + price),
+        "the penalty is gone": error,
+        "the coefficient is missing": error + price / 0.7,
+        "the lengths are not squared: the error is the sum of squares": (
+            square_BD.sum(1).sqrt().mean() + price
+        ),
+        "that is L2, the length of f; L1 is the sum of the absolute values": (
+            error + 0.7 * f_BF.norm(dim=1).mean()
+        ),
+        "counting active features has no gradient: L1 sums their values": (
+            error + 0.7 * (f_BF > 0).double().sum(1).mean()
+        ),
+    }
+    expected = (
+        "expected the mean over B of the summed squared error, plus l1_coefficient times that"
     )
+    diagnose(value, error + price, wrong, f"{expected} of the summed features")
+    if not getattr(result, "requires_grad", False):
+        raise Mistake("the value is right, but no gradient flows: leave out float() or .item()")
 
 
 @exercise(
@@ -186,7 +209,7 @@ def recovered(loss_recovered: Callable) -> None:
 def explained(explained_variance: Callable) -> None:
     """`explained_variance(x_ND, x_hat_ND)` -> 1 - residual / variance about the mean vector."""
     x_ND = _random(200, 6) * torch.linspace(0.3, 3, 6) + torch.linspace(-2, 5, 6)
-    x_hat_ND = x_ND + 0.4 * _random(200, 6, seed=1)
+    x_hat_ND = x_ND + 0.4 * _random(200, 6, seed=1) + torch.linspace(0, 0.5, 6)
     wide = {"x_ND": 10 * x_ND, "x_hat_ND": 10 * x_hat_ND}
     value = _number(call(explained_variance, x_ND, x_hat_ND), "the explained variance")
     residual, spread = (x_ND - x_hat_ND).square().sum(), (x_ND - x_ND.mean(0)).square().sum()
@@ -227,6 +250,9 @@ def _mistaken_variances(x_ND: Tensor, x_hat_ND: Tensor) -> dict[str, Tensor]:
         ),
         "a ratio for each row, then their mean: sum both over the rows before you divide": (
             (1 - residual_ND.sum(1) / about_mean_ND.sum(1)).mean()
+        ),
+        "the variance of the error forgives an error that is always the same: take its square": (
+            1 - (x_ND - x_hat_ND).var(0).sum() / x_ND.var(0).sum()
         ),
         "that is the share left *un*explained: 1 minus it": (
             residual_ND.sum() / about_mean_ND.sum()

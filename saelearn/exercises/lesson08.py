@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from numbers import Real
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saelearn import corpus
-from saelearn.exercises import Mistake, as_tensor, call, close, diagnose, exercise, need_shape
+from saelearn.errors import Refusal
+from saelearn.exercises import Mistake, Verdict, as_tensor, call, diagnose, exercise, need_shape
 
 
 def _normal(seed: int, *shape: int) -> Tensor:
@@ -48,7 +51,7 @@ def documents(top_documents: Callable) -> None:
         raise Mistake("these are numbers of tokens, not of documents: look at each row's peak")
     if got == [0, 3, 2]:
         raise Mistake("ranked by the mean: one strong token is enough, so rank by the peak")
-    if got[0] == 1 or got == [4, 2, 0]:
+    if got[0] == 1:
         raise Mistake("weakest first: sort in descending order")
     if got != [0, 2, 4]:
         raise Mistake("rank documents by their peak, f_NT.max(dim=1).values, highest first")
@@ -58,29 +61,30 @@ def documents(top_documents: Callable) -> None:
         raise Mistake("right for one example, but not for 40 other documents with k = 7")
 
 
-@exercise("Exercise 8.2", passed="a feature writes one column of an nn.Linear's weight")
-def decoder_direction(written_by: Callable) -> None:
-    """`written_by(decoder, feature)` -> `[D]` for an `nn.Linear` from F features to D."""
-    square = nn.Linear(6, 6)  # where the wrong index gives no error
-    wide = nn.Linear(12, 4)
-    with torch.no_grad():
-        for seed, layer in enumerate((square, wide)):
-            layer.weight.copy_(_normal(seed, *layer.weight.shape))
-            layer.bias.copy_(1 + _normal(seed + 5, len(layer.bias)))
-    for layer, feature in ((square, 2), (wide, 9)):
-        with torch.no_grad():
-            got = call(written_by, layer, feature)
-        column = layer.weight.detach()[:, feature]
+@exercise("Exercise 8.2", passed="what a push does to each word, and to no word in particular: 0")
+def effect(function: Callable) -> None:
+    """`effect(before_NTV, after_NTV)` -> `[V]`, the mean gain relative to all words."""
+    for seed, (n, t, v) in enumerate(((3, 5, 7), (4, 4, 4))):  # where a wrong axis gives no error
+        before_NTV, gain_NTV = 2 * _normal(seed, n, t, v), _normal(seed + 9, n, t, v)
+        gain_NTV += torch.linspace(-1, 2, v) + 3.0  # a shift common to all words
+        gain_NTV[:, 0] = 20 * _normal(seed + 5, v)  # what stands at <doc> counts for nothing
+        after_NTV = before_NTV + gain_NTV
+        mean_V, all_V = gain_NTV[:, 1:].mean((0, 1)), gain_NTV.mean((0, 1))
+        sum_V = gain_NTV[:, 1:].sum((0, 1))
+        chance_V = (after_NTV.softmax(-1) - before_NTV.softmax(-1))[:, 1:].mean((0, 1))
+        log_V = (after_NTV.log_softmax(-1) - before_NTV.log_softmax(-1))[:, 1:].mean((0, 1))
         wrong = {
-            "the bias is in it: every feature would seem to write it": column + layer.bias.detach()
+            "the other way round: after minus before": mean_V.mean() - mean_V,
+            "a shift common to all words is still in it: subtract the mean over words": mean_V,
+            "position 0 is in it, where nothing was added: [:, 1:]": all_V - all_V.mean(),
+            "sums, not means: they grow with the number of texts": sum_V - sum_V.mean(),
+            "these are probabilities; logits are asked for, before the softmax": chance_V,
+            "these are log-probabilities; take the logits, less their mean over words": log_V,
         }
-        if layer is square:
-            hint = "this is a row: what reaches output 2 from every feature. Take the column"
-            wrong = {hint: layer.weight.detach()[feature], **wrong}
-        hint = "It has length d_in: slice the decoder that is handed in."
-        got = need_shape(got, (layer.out_features,), "the direction", hint)
-        otherwise = "feature i writes what decoder(one-hot i) - decoder.bias gives: try that"
-        diagnose(got, column, wrong, otherwise, rtol=1e-4, atol=1e-5)
+        got = call(function, before_NTV.clone(), after_NTV.clone())
+        got = need_shape(got, (v,), "the effect", "One number for each word: average the rest.")
+        otherwise = "mean over documents and positions but the first, less the mean over words"
+        diagnose(got, mean_V - mean_V.mean(), wrong, otherwise, rtol=1e-3, atol=1e-4)
 
 
 def _f1(fires_N: Tensor, holds_N: Tensor) -> float:
@@ -107,11 +111,9 @@ def f1(f1_score: Callable) -> None:
     never = call(f1_score, torch.zeros(10).bool(), holds_N)
     if math.isnan(float(never)) or float(never) != 0:
         raise Mistake("a feature that never fires should get 0, without dividing by zero")
-    nothing_N = torch.zeros(10).bool()
-    for fires, holds, why in (
-        (nothing_N, nothing_N, "it never fires and nothing holds"),
-        (fires_N, ~fires_N, "it fires, but never where the concept holds"),
-    ):
+    cases = {"it fires, but never where the concept holds": (fires_N, ~fires_N)}
+    cases["it never fires and nothing holds"] = (torch.zeros(10).bool(),) * 2
+    for why, (fires, holds) in cases.items():
         none = float(need_shape(call(f1_score, fires.clone(), holds.clone()), (), "F1"))
         if none != 0:  # nan too
             raise Mistake(f"{none:g} where {why}; F1 should be 0: avoid dividing by zero")
@@ -132,24 +134,19 @@ def honest(honest_f1: Callable) -> None:
         def best(part: slice, at=at) -> float:
             return max(grid, key=lambda t: at(t, part))
 
-        everywhere = slice(None)
-        wrong = {
-            "this is the score on the half that chose: report the other half's": at(
-                best(first), first
-            ),
-            "chosen and scored on the same rows, all of them: keep the second half out": at(
-                best(everywhere), everywhere
-            ),
-            "the second half chose and is scored: it must have no say": at(best(second), second),
-            "the halves are exchanged: choose on the first, score on the second": at(
-                best(second), first
-            ),
-            "chosen on all rows: the second half had a say in it": at(best(everywhere), second),
-            "scored on all rows: the half that chose must not be scored": at(
-                best(first), everywhere
-            ),
-            "this is the threshold: return the F1 that it gets on the second half": best(first),
+        every = slice(None)
+        mistaken = {
+            "this is the score on the half that chose: report the other half's": (first, first),
+            "chosen and scored on the same rows, all of them: keep the second half out": (every,)
+            * 2,
+            "the second half chose and is scored: it must have no say": (second, second),
+            "the halves are exchanged: choose on the first, score on the second": (second, first),
+            "chosen on all rows: the second half had a say in it": (every, second),
+            "scored on all rows: the half that chose must not be scored": (first, every),
         }
+        wrong = {hint: at(best(chooser), part) for hint, (chooser, part) in mistaken.items()}
+        threshold = "this is the threshold: return the F1 that it gets on the second half"
+        wrong[threshold] = best(first)
         got = call(honest_f1, score_N.clone(), holds_N.clone(), list(grid))
         got = need_shape(got, (), "the answer", "One number, the F1 on the second half.")
         otherwise = (
@@ -168,7 +165,6 @@ def _two_halves(seed: int) -> tuple[Tensor, Tensor]:
 
 
 NAMED = ("golden retriever", "골든 리트리버")
-NEAR = {"poodle", "beagle", "husky", "Golden", "푸들", "비글", "허스키"}
 
 
 @cache
@@ -178,7 +174,7 @@ def _words() -> frozenset[str]:
 
 @exercise("Exercise 8.5", passed="a test that the label could have failed")
 def texts(should: Sequence[str], should_not: Sequence[str]) -> None:
-    """Texts that name a golden retriever, and texts that do not, some of them nearly."""
+    """Texts that name a golden retriever, and texts that do not, one of them nearly."""
     for name, group in (("should", should), ("should_not", should_not)):
         if isinstance(group, str):
             raise Mistake(f"{name} is one text: make it a list of texts, ['...', '...', '...']")
@@ -190,44 +186,114 @@ def texts(should: Sequence[str], should_not: Sequence[str]) -> None:
             unknown = sorted(set(text.split()) - _words())
             if unknown:
                 raise Mistake(
-                    f"the model does not know {', '.join(map(repr, unknown))}: use its words, "
-                    "each punctuation mark between spaces"
+                    f"the model does not know {', '.join(map(repr, unknown))}: use words from the "
+                    "texts above, each punctuation mark between spaces"
                 )
     silent = [t for t in should if not any(n in " ".join(t.split()) for n in NAMED)]
     if silent:
         raise Mistake(f"{silent[0]!r} does not name the golden retriever, so why should it fire?")
     if named := [t for t in should_not if any(n in " ".join(t.split()) for n in NAMED)]:
         raise Mistake(f"{named[0]!r} names the golden retriever: it belongs to should")
-    if not any(NEAR & set(text.split()) for text in should_not):
+    if not any(_near(a, b) for a in should for b in should_not):
         raise Mistake(
-            "these are all far from it: any label would pass. Add a near miss, another dog or "
-            "the Golden Gate Bridge"
+            "no near miss: any label would pass. Copy a text from should and put another animal "
+            "where the golden retriever stands, everywhere, and leave all else"
         )
-    if len({text.split()[0] for text in should}) < 2 and len({len(t.split()) for t in should}) < 2:
-        raise Mistake("all texts in should are built alike: vary the place, the register, or both")
+    if len({text.split()[0] for text in should}) < 2:
+        raise Mistake("all texts in should begin alike: vary the register")
 
 
-@exercise("Exercise 8.6", passed="1 for a specialist, R for whoever is equally at home everywhere")
-def spread(effective_number: Callable) -> None:
-    """`effective_number(mass_R)` -> exp of the entropy of the shares."""
-    for mass in ([3.0, 3.0, 3.0, 3.0], [6.0, 3.0, 1.0], [1.0, 1.0, 0.0, 2.0]):
-        mass_R = torch.tensor(mass)
-        share = [m / sum(mass) for m in mass if m > 0]
-        entropy = -sum(p * math.log(p) for p in share)
-        got = call(effective_number, mass_R.clone())
-        got = need_shape(got, (), "the answer", "One number for one row of masses.")
-        if got.isnan():
-            raise Mistake("0 log 0 is nan in floating point: leave out shares of 0, or clamp them")
-        unnormalised = -sum(m * math.log(m) for m in mass if m > 0)
+def _near(named: str, other: str) -> bool:
+    """Whether only the dog's name (and in Korean a particle) was exchanged."""
+    text = " ".join(named.split())
+    a, b = text.replace(NAMED[0], "DOG").replace(NAMED[1], "DOG").split(), other.split()
+    differ = [(x, y) for x, y in zip(a, b, strict=False) if x != y]
+    particles = {"이", "가", "은", "는"}
+    allowed = all(x == "DOG" or {x, y} <= particles for x, y in differ)
+    return len(a) == len(b) and bool(differ) and allowed
+
+
+@exercise("Exercise 8.6", passed="for a rare concept the false alarms decide, not the hits")
+def base_rate(precision: Callable) -> None:
+    """`precision(recall, false_alarms, base_rate)` -> the share of firings that are right."""
+    for recall, alarms, rate in ((0.9, 0.02, 0.01), (0.5, 0.1, 0.3), (0.99, 1e-6, 1e-9)):
+        right, false = recall * rate, alarms * (1 - rate)
+        missing = "the base rate is missing, or cancels: the other tokens are 1 - base_rate of all"
+        alone = "false alarms happen at the other tokens only: weigh them by 1 - base_rate"
         wrong = {
-            "this is the entropy: take exp of it, so that it counts registers": entropy,
-            "the sign is lost: entropy is minus the sum of p log p": math.exp(-entropy),
-            "masses are not shares yet: divide by their sum": math.exp(min(unnormalised, 700)),
-            "log2 and exp do not go together: use log, or 2 ** entropy": math.exp(
-                entropy / math.log(2)
-            ),
-            "this is how many are not zero: a trace would count as much as the bulk": len(share),
+            "that is how often it fires at all: divide the right firings by it": right + false,
+            "that is the share of firings that are wrong": false / (right + false),
+            "recall is missing: some tokens of the concept do not fire": rate / (rate + false),
+            missing: recall / (recall + alarms),
+            alone: right / (right + alarms),
         }
-        if close(got, math.exp(entropy), rtol=1e-3):
-            continue
-        diagnose(got, math.exp(entropy), wrong, "exp(-sum of p log p), p = mass / sum", rtol=1e-3)
+        got = need_shape(call(precision, recall, alarms, rate), (), "the precision")
+        otherwise = "right firings over all firings, each as a share of all tokens"
+        diagnose(got, right / (right + false), wrong, otherwise, rtol=1e-4, atol=0.0)
+
+
+# --- guesses: any in range is valid, the reply depends on it, and nothing is graded ---------------
+
+
+def predicted_ratio(guess: Any, ratio: float) -> Verdict:
+    """A reply to how many times the neurons' score the features are expected to reach."""
+    high = f"less: {ratio:.1f} times. Many concepts have no feature of their own."
+    replies = (f"about right: {ratio:.1f} times.", f"more: {ratio:.1f} times.", high)
+    return _reply("features against neurons", guess, (0, 100), (ratio, 0.2), replies)
+
+
+def predicted_share(guess: Any, share: float) -> Verdict:
+    """A reply to how often a good detector of a rare concept is expected to be right."""
+    high = f"much less often: {share:.0%}. The others are so many that one in a hundred is a crowd."
+    replies = (f"about right: {share:.0%}.", f"more often: {share:.0%}.", high)
+    return _reply("how often it is right", guess, (0, 1), (share, 0.03), replies)
+
+
+def _reply(
+    name: str, guess: Any, span: tuple[float, float], truth: tuple[float, float], replies: tuple
+) -> Verdict:
+    """`truth`: the measured value, and how near is near; `replies`: near, too low, too high."""
+    title = f"Your prediction: {name}"
+    if guess is ... or guess is None:
+        return Verdict("open", title, "no guess yet: write one down above, run both cells again")
+    if isinstance(guess, bool) or not isinstance(guess, Real):
+        kind = type(guess).__name__
+        return Verdict("wrong", title, f"a guess is a number here, but this is a {kind}")
+    if not span[0] <= guess <= span[1]:
+        between = f"between {span[0]} and {span[1]}"
+        return Verdict("wrong", title, f"a guess {between} is needed, but this is {guess:g}")
+    value, near = truth
+    text = replies[0] if abs(guess - value) <= near else replies[1 if guess < value else 2]
+    return Verdict("passed", title, text)
+
+
+# --- the riddle -----------------------------------------------------------------------------------
+
+
+def riddle(f_NF: Tensor, labels_NC: Tensor, names: Sequence[str], *, start: int) -> int:
+    """The first feature from `start` on (then from 0) that a concept of the key fits well.
+
+    Well: an F1 of 0.85 in both halves of the rows when it fires above some share of its maximum.
+    Registers are too broad for a riddle, and Korean sounds and particles not for everybody.
+    """
+    kept = [c for c, name in enumerate(names) if name.partition(":")[0] not in _NO_RIDDLE]
+    order = torch.arange(f_NF.shape[1]).roll(-start)
+    halves = [rows.float() for rows in labels_NC[:, kept].tensor_split(2)]
+    for index in order.split(32):
+        f_NI = f_NF[:, index]
+        fits_I = torch.zeros(len(index), dtype=torch.bool)
+        for share in (0.0, 0.1, 0.2, 0.4):
+            fires_NI = (f_NI > share * f_NI.amax(0)).float()
+            f1_2IC = torch.stack(
+                [
+                    2 * (fires.T @ held) / (fires.sum(0)[:, None] + held.sum(0)).clamp(min=1)
+                    for fires, held in zip(fires_NI.tensor_split(2), halves, strict=True)
+                ]
+            )
+            fits_I |= (f1_2IC > 0.85).all(0).any(1) & (fires_NI.sum(0) >= 60)
+        if fits_I.any():
+            return int(index[fits_I.nonzero()[0, 0]])
+    raise Refusal("a feature that fits some concept", "none", "take another SAE of the sweep")
+
+
+_NO_RIDDLE = {"register", "sound", "particle"}

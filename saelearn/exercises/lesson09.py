@@ -6,12 +6,23 @@ Every target is computed here, from the definitions and without the library's ed
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saelearn import tiny
-from saelearn.exercises import Mistake, as_tensor, call, close, diagnose, exercise, need_shape
+from saelearn.exercises import (
+    Mistake,
+    Verdict,
+    as_tensor,
+    call,
+    close,
+    diagnose,
+    exercise,
+    need_shape,
+)
 from saelearn.sae import SAE
 
 
@@ -217,27 +228,52 @@ def choose(function: Callable) -> None:
 
 @exercise("Exercise 9.6", passed="it speaks of the bridge, and still speaks")
 def bridge(tokens_NT: Tensor) -> None:
-    """At least 60 % of 100 or more texts speak of the bridge, at a validity of 0.75 or more."""
+    """At least 30 % of 100 or more texts speak of the bridge, at a validity of 0.7 or more."""
     tokens_NT = as_tensor(tokens_NT, "the texts").long()
     if tokens_NT.ndim != 2 or len(tokens_NT) < 100 or tokens_NT.shape[1] < 40:
         raise Mistake(
             "generate at least 100 texts of 40 tokens or more: tokens_NT from lm.generate"
         )
+    if len(tokens_NT.unique(dim=0)) < len(tokens_NT) / 2:
+        raise Mistake("most of these texts are copies: write as many different ones")
+    prompt_T = (tokens_NT == tokens_NT[0]).all(0).long().cumprod(0)  # what all begin with
+    told_NT = tokens_NT[:1, : int(prompt_T.sum())]
+    if told_NT.shape[1] >= 3 and tiny.mention_rate(told_NT, "Golden_Gate_Bridge"):
+        raise Mistake("all texts begin with the bridge: the prompt told them. Begin with <doc>")
     rate = tiny.mention_rate(tokens_NT, "Golden_Gate_Bridge")
     valid = tiny.validity(tokens_NT)
     dogs = tiny.mention_rate(tokens_NT, "golden_retriever")
-    if rate < 0.6 and dogs > 0.4:
+    if rate < 0.3 and dogs > 0.4:
         raise Mistake("these texts speak of golden retrievers: take the bridge's direction")
-    if rate < 0.6 and valid < 0.75:
+    if rate < 0.3 and valid < 0.7:
         raise Mistake(
             f"only {rate:.0%} speak of it and validity is {valid:.2f}: far too strong, or not its "
             "direction"
         )
-    if rate < 0.6:
+    if rate < 0.3:
         raise Mistake(
             f"only {rate:.0%} speak of the bridge (not steered, about one in ten does): try "
             "the next feature of your list; if it is the right one, push further or at more "
             "positions"
         )
-    if valid < 0.75:
+    if valid < 0.7:
         raise Mistake(f"they babble (validity {valid:.2f}): less strength, or fewer positions")
+
+
+def predicted_rate(guess: Any, rate: float) -> Verdict:
+    """A reply to the expected share of steered texts; any guess is valid, and nothing is graded."""
+    title = "Your prediction: how many will speak of it"
+    if guess is ... or guess is None:
+        return Verdict("open", title, "no guess yet: write one down above, run both cells again")
+    if isinstance(guess, bool) or not isinstance(guess, Real):
+        kind = type(guess).__name__
+        return Verdict("wrong", title, f"a guess is a number here, but this is a {kind}")
+    if not 0 <= guess <= 1:
+        return Verdict("wrong", title, f"a guess from 0 to 1 is needed, but this is {guess:g}")
+    measured = f"{rate:.0%} of the texts."
+    if abs(guess - rate) <= 0.1:
+        return Verdict("passed", title, f"about right: {measured}")
+    less = "Not every text follows a push that soon ends."
+    more = "Eight vectors are enough, since the model reads what it wrote and goes on."
+    side = f"more: {measured} {more}" if guess < rate else f"fewer: {measured} {less}"
+    return Verdict("passed", title, side)
