@@ -74,7 +74,7 @@ def measure(size: Size, chosen: dict, say: Callable[[str], None] = lambda text: 
     found["bias"] = bias.score(people, [tuple(each) for each in chosen["bias"]])
     found["bias"]["chosen"] = chosen["bias"]
     say("lies")
-    found["lie"] = lies.measure(people, choices.STEERING_SAES)
+    found["lie"] = lies.measure(people, choices.READERS, choices.STEERING_SAES)
     say("hierarchy")
     found |= mean_sd("absorption", list(hierarchy.absorption(sample, default).values()))
     sizes = {"small": "small", "middle": default} | ({"large": "large"} if size.both_ways else {})

@@ -85,7 +85,8 @@ def choose(
     """Features whose ablation closes the gap, one after another, on the first half.
 
     A feature that brings the rise of the loss above `price` is passed over; after the first round
-    only the `WORTH_TRYING` that closed the gap most are tried on.
+    only the `WORTH_TRYING` that closed the gap most are tried on. In the end each is exchanged for
+    one that was left, if that leaves less.
 
     Args:
         saes: whose features may be taken, each of another site.
@@ -101,6 +102,14 @@ def choose(
         if sample.lm.loss(tokens_NT, edits(sample, [*chosen, best])) / clean - 1 <= price:
             left = gaps[best]
             chosen.append(best)
+    for old in chosen[: most if left > goal else 0]:
+        rest = [each for each in chosen if each != old]
+        gaps = {each: abs(prompts.gap(edits(sample, [*rest, each]))) for each in candidates}
+        best = min(gaps, key=gaps.get)
+        dear = sample.lm.loss(tokens_NT, edits(sample, [*rest, best])) / clean - 1 > price
+        if gaps[best] < left and not dear:
+            left, chosen, candidates = gaps[best], [*rest, best], [*candidates, old]
+            candidates.remove(best)
     return chosen
 
 

@@ -15,6 +15,7 @@ BIAS_SAES = (
     ("topk",),
     (tiny.name_of(tiny.L1_DEFAULT), "block2_l1"),
 )
+READERS = tuple(name for name, recipe in tiny.recipes().items() if recipe.model == "lm")
 START = 60_000  # documents that nothing is scored on
 
 

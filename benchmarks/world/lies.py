@@ -6,6 +6,8 @@ the first half of the documents, scored on the second.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -63,22 +65,30 @@ class Claims:
         return {tiny.SITE: edit}
 
 
-def measure(sample: Sample, saes: tuple[str, ...]) -> dict[str, float]:
-    """All figures; the direction is the better of the best feature and the difference of means."""
+def measure(
+    sample: Sample, readers: Sequence[str], writers: Sequence[str]
+) -> dict[str, float | str]:
+    """All figures.
+
+    Args:
+        readers: SAEs among whose features the one is looked for that knows who lies.
+        writers: SAEs whose features are pushed, beside the difference of means.
+    """
     first = Claims(sample, range(sample.n // 2))
     second = Claims(sample, range(sample.n // 2, sample.n))
     unit = steer.typical_norm(sample.acts().x_ND)
-    found: dict[str, float] = {}
-    x_PD, y_PD = first.activations(tiny.SITE), second.activations(tiny.SITE)
-    best_sae, liar = _best_reader(sample, saes, x_PD, first.lies_P)
-    f_P = sample.sae(best_sae).encode(y_PD)[:, liar]
+    found: dict[str, float | str] = {}
+    x_PD = first.activations(tiny.SITE)
+    reader, liar = _best_reader(sample, readers, first)
+    site = tiny.recipes()[reader].site
+    f_P = sample.sae(reader).encode(second.activations(site))[:, liar]
     found["auroc"] = float(auroc(f_P[:, None], second.lies_P))
     p_true_P, p_lie_P = second.p()
     honest_P, lies_P = ~second.lies_P, second.lies_P
     found["p_true_before"] = float(p_true_P[honest_P].mean())
     found["p_true_liar"] = float(p_true_P[lies_P].mean())
     means_D = steer.difference_of_means(x_PD, first.lies_P)
-    for name, directions in (("", [means_D]), ("feature_", _writers(sample, saes, first, unit))):
+    for name, directions in (("", [means_D]), ("feature_", _writers(sample, writers, first))):
         direction_D, strength = _choose(first, directions, unit)
         p_true_P, p_lie_P = second.p(second.push(direction_D, strength * unit))
         found |= {
@@ -86,9 +96,9 @@ def measure(sample: Sample, saes: tuple[str, ...]) -> dict[str, float]:
             f"{name}p_lie_steered": float(p_lie_P[honest_P].mean()),
             f"{name}strength": strength,
         }
-    ablated = {tiny.SITE: steer.ablate(sample.sae(best_sae), [liar])}
+    ablated = {site: steer.ablate(sample.sae(reader), [liar])}
     found["p_true_liar_ablated"] = float(second.p(ablated)[0][lies_P].mean())
-    return found | {"feature": liar, "places": len(lies_P)}
+    return found | {"reader": reader, "feature": liar, "places": len(lies_P)}
 
 
 def auroc(f_PF: Tensor, positive_P: Tensor) -> Tensor:
@@ -98,19 +108,17 @@ def auroc(f_PF: Tensor, positive_P: Tensor) -> Tensor:
     return above.mean((0, 1))
 
 
-def _best_reader(
-    sample: Sample, saes: tuple[str, ...], x_PD: Tensor, lies_P: Tensor
-) -> tuple[str, int]:
+def _best_reader(sample: Sample, saes: Sequence[str], claims: Claims) -> tuple[str, int]:
     best = (0.0, saes[0], 0)
     for name in saes:
-        f_PF = sample.sae(name).encode(x_PD)
+        f_PF = sample.sae(name).encode(claims.activations(tiny.recipes()[name].site))
         living = (f_PF > 0).double().mean(0).gt(0.1).nonzero().flatten()
-        area = auroc(f_PF[:, living], lies_P)
+        area = auroc(f_PF[:, living], claims.lies_P)
         best = max(best, (float(area.max()), name, int(living[area.argmax()])))
     return best[1], best[2]
 
 
-def _writers(sample: Sample, saes: tuple[str, ...], claims: Claims, unit: float) -> list[Tensor]:
+def _writers(sample: Sample, saes: Sequence[str], claims: Claims) -> list[Tensor]:
     """The features that are most active at liars and not at honest speakers."""
     x_PD, rows = claims.activations(tiny.SITE), []
     for name in saes:

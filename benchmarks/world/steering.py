@@ -60,7 +60,7 @@ def choose(sample: Sample, name: str, *, saes: tuple[str, ...], n: int = 50) -> 
     def value(setting: Setting, seed: int) -> float:
         texts_NT = write(sample, direction(sample, setting), setting, unit, n, seed)
         valid = tiny.validity(texts_NT)
-        return rate(texts_NT) * min(1.0, valid / 0.87) ** 4  # text that falls apart is no success
+        return rate(texts_NT) * min(1.0, valid / 0.88) ** 6  # text that falls apart is no success
 
     candidates = [
         Setting(sae, feature, 1.0, span)
@@ -80,7 +80,7 @@ def choose(sample: Sample, name: str, *, saes: tuple[str, ...], n: int = 50) -> 
     return chosen
 
 
-def score(sample: Sample, name: str, setting: Setting, *, n: int = 200, seed: int = 900) -> dict:
+def score(sample: Sample, name: str, setting: Setting, *, n: int = 200, seed: int = 1_900) -> dict:
     """Rate and validity on fresh texts, the rate without steering and with random directions."""
     unit, rate = steer.typical_norm(sample.acts().x_ND), mentions(sample, name)
     steered_NT = write(sample, direction(sample, setting), setting, unit, n, seed)
