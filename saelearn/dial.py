@@ -1,4 +1,4 @@
-"""What the L1 dial shows: one SAE for each of fifteen L1 coefficients, on planted data. Layer 3.
+"""What the L1 dial shows: one SAE for each of sixteen L1 coefficients, on planted data. Layer 3.
 
 Everything is trained with one set of choices, so that only the coefficient differs. The data are
 unscaled, so a coefficient here is in units of the data themselves (lesson 05).

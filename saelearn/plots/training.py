@@ -107,7 +107,7 @@ def dial(numbers: Mapping[str, Sequence[float]]) -> go.Figure:
     l1_K = numbers["l1_coefficient"]
     for name, label, colour in (
         ("recovered", "planted found", style.FEATURE),
-        ("gamma", "γ (1: no shrinkage)", style.ACCENT),
+        ("gamma", "length γ (1: no shrinkage)", style.ACCENT),
         ("unexplained", "variance missed", style.RECONSTRUCTION),
         ("dead", "dead", style.CONTROL),
     ):

@@ -151,7 +151,7 @@ def table(chosen: Numbers, anew: Numbers | None = None) -> str:
     rows = {
         "L0": ("l0", "{:.2f}"),
         "variance missed": ("unexplained", "{:.3f}"),
-        "shrinkage γ": ("gamma", "{:.3f}"),
+        "length γ": ("gamma", "{:.3f}"),
         "dead": ("dead", "{:.1%}"),
         "planted found": ("n_recovered", "{}"),
         "mean max cosine": ("mean_max_cosine", "{:.3f}"),
