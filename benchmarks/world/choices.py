@@ -10,10 +10,10 @@ from benchmarks.world.sample import Sample
 from saelearn import artifacts, tiny
 
 STEERING_SAES = (tiny.name_of(0.3), tiny.name_of(tiny.L1_DEFAULT), "topk")
-BIAS_SAES = (
-    *((name,) for name in detectors.SEEDS),
+BIAS_SAES = (  # alone, and with one behind it
+    (tiny.name_of(tiny.L1_DEFAULT),),
     ("topk",),
-    (tiny.name_of(tiny.L1_DEFAULT), "block2_l1"),
+    *((name, "block2_l1") for name in detectors.SEEDS),
 )
 READERS = tuple(name for name, recipe in tiny.recipes().items() if recipe.model == "lm")
 START = 60_000  # documents that nothing is scored on
