@@ -7,19 +7,16 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from servers import stop, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = "SAELEARN_TEST_SCRATCH"
@@ -97,28 +94,6 @@ def serve(folder: Path, scratch: Path) -> Iterator[Lab]:
         yield lab
     finally:
         stop(process)
-
-
-def wait_for(address: str, process: subprocess.Popen, log: Path, seconds: float = 60) -> bytes:
-    """Ask for an address until it answers."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=10) as answer:
-                return answer.read()
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    raise AssertionError(f"no answer from {address.split('?')[0]}:\n{log.read_text()[-3000:]}")
-
-
-def stop(process: subprocess.Popen) -> None:
-    """End a server that was started in a session of its own, and the kernels it started."""
-    process.terminate()
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture(scope="session")

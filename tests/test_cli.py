@@ -17,7 +17,7 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from conftest import stop, wait_for
+from servers import stop, wait_for
 
 import saelearn
 from saelearn import artifacts, build, checkpoint, cli, course, jobs, metrics
