@@ -219,10 +219,12 @@ def _terminated_like_ctrl_c() -> Iterator[list[int]]:
 
     def pass_on(number: int, frame: object) -> None:
         caught.append(number)
+        parallel.told_to_end()
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, pass_on)
     try:
         yield caught
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if signal.getsignal(signal.SIGTERM) is pass_on:  # not when a process was lost (`parallel`)
+            signal.signal(signal.SIGTERM, before)

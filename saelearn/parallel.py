@@ -16,8 +16,11 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -30,7 +33,10 @@ from saelearn.sae import SAE, Loss
 from saelearn.stopping import Stop
 
 TIMEOUT = 120.0  # seconds without an answer after which a process gives the others up
+GIVE_UP = 5.0  # seconds it still waits once it is told to end: torchrun kills after 30
 LOOK_EVERY = 50  # steps between two looks at a GPU's stop flag: each look waits for the GPU
+
+_deadline = float("inf")  # on the monotonic clock; set by `told_to_end`
 
 
 @contextlib.contextmanager
@@ -98,8 +104,7 @@ def whole(x_BD: Tensor, n: int) -> Tensor:
         return x_BD
     all_BD = x_BD.new_zeros(n, x_BD.shape[1])
     all_BD[_rows(n)] = x_BD  # the others add their rows to zeros: exact
-    with _peers():
-        distributed.all_reduce(all_BD)
+    _exchange(distributed.all_reduce, all_BD)
     return all_BD
 
 
@@ -109,8 +114,7 @@ def same(tensors: Iterable[Tensor]) -> None:
         return
     for t in tensors:
         sent = t.detach().contiguous()
-        with _peers():
-            distributed.broadcast(sent, 0)
+        _exchange(distributed.broadcast, sent, 0)
         t.detach().copy_(sent)
 
 
@@ -121,8 +125,7 @@ def agree(value: Any, what: str, device: str = "cpu") -> None:
     digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
     number = int.from_bytes(digest[:7])
     ends_2 = torch.tensor([number, -number], device=device)
-    with _peers():
-        distributed.all_reduce(ends_2, distributed.ReduceOp.MAX)
+    _exchange(distributed.all_reduce, ends_2, distributed.ReduceOp.MAX)
     if ends_2.sum() != 0:
         raise Refusal(
             f"the same {what} in all {size()} processes",
@@ -162,8 +165,7 @@ class Shared:
             part.copy_(t.reshape(-1))
         for part in parts[: len(means)]:
             part *= n
-        with _peers():
-            distributed.all_reduce(self._flat)
+        _exchange(distributed.all_reduce, self._flat)
         rows = parts[-1][0]
         for part, gradient in zip(parts, gradients, strict=False):
             gradient.copy_(part.view(gradient.shape)).div_(rows)
@@ -183,12 +185,44 @@ def _room(flat: Tensor | None, n: int, like: Tensor) -> Tensor:
     return torch.empty(n, device=like.device, dtype=torch.float32)
 
 
+def told_to_end() -> None:
+    """Wait no longer than GIVE_UP for the others: someone asked this process to end."""
+    global _deadline
+    _deadline = min(_deadline, time.monotonic() + GIVE_UP)
+
+
+def _exchange(collective: Callable[..., distributed.Work], *args: Any) -> None:
+    """`collective` with the others, given up when they are lost or this process must end.
+
+    gloo mostly notices at once that another process is dead, but now and then it waits on until
+    its timeout. torchrun notices always, tells the rest to end, and kills them 30 s later. So
+    here is no wait in which a signal goes unheard.
+    """
+    with _peers():
+        work = collective(*args, async_op=True)
+        if args[0].device.type != "cpu":  # queued on the GPU; a timeout would make it wait
+            work.wait()
+            return
+        while True:
+            try:
+                work.wait(timedelta(seconds=1))
+                return
+            except RuntimeError:
+                if work.is_completed():
+                    raise
+            if time.monotonic() > _deadline:
+                raise RuntimeError(f"no answer within {GIVE_UP:.0f} s of being told to end")
+
+
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
     """What a lost process means for the others, in words."""
     try:
         yield
     except RuntimeError as error:
+        # torchrun now tells this process to end as well; it must not cut the reason short
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise Refusal(
             f"all {os.environ.get('WORLD_SIZE', '1')} processes to go on",

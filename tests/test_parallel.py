@@ -168,6 +168,22 @@ def test_one_killed_is_a_clear_end_and_the_run_goes_on(tmp_path, record_property
     assert found.metadata["saelearn"]["report"]["steps"] == 1000
 
 
+def test_told_to_end_it_waits_no_longer_for_one_that_hangs(tmp_path):
+    """As torchrun tells the others when one is dead and gloo has not noticed."""
+    write_rows(tmp_path)
+    launcher = start(tmp_path, "--steps", "100000")
+    try:
+        wait_until(lambda: checkpoint_grows(tmp_path) or launcher.poll() is not None)
+        frozen, waiting = worker(launcher, 1), worker(launcher, 0)
+        frozen.suspend()
+        waiting.terminate()
+        wait_until(lambda: "of being told to end" in (tmp_path / "log").read_text(), 25)
+        frozen.kill()
+        assert launcher.wait(60) != 0
+    finally:
+        launcher.kill()
+
+
 @pytest.mark.slow
 def test_one_that_hangs_is_given_up_after_the_timeout(tmp_path):
     write_rows(tmp_path)
