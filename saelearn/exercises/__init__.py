@@ -29,9 +29,18 @@ class NotPassed(AssertionError):
     """What a failed check raises under the autograder."""
 
 
+# state of a verdict -> its mark and colour
+MARKS = {
+    "passed": ("✓", "#00825F"),
+    "noted": ("→", "#0072B2"),
+    "wrong": ("✗", "#D55E00"),
+    "open": ("○", "#767676"),
+}
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """What a check shows: `state` is "passed", "wrong" or "open"."""
+    """What a check shows: `state` is one of `MARKS`; "noted" answers a prediction."""
 
     state: str
     title: str
@@ -39,15 +48,13 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        return self.state == "passed"
+        return self.state in ("passed", "noted")
 
     def __repr__(self) -> str:
-        mark = {"passed": "✓", "wrong": "✗", "open": "○"}[self.state]
-        return f"{mark} {self.title}: {self.message}"
+        return f"{MARKS[self.state][0]} {self.title}: {self.message}"
 
     def _repr_html_(self) -> str:
-        colour = {"passed": "#00825F", "wrong": "#D55E00", "open": "#767676"}[self.state]
-        mark = {"passed": "✓", "wrong": "✗", "open": "○"}[self.state]
+        mark, colour = MARKS[self.state]
         text = html.escape(self.message).replace("\n", "<br>")
         return (
             f'<div role="status" style="border-left:6px solid {colour};background:#ffffff;'
@@ -112,7 +119,8 @@ def as_tensor(value: Any, name: str) -> Tensor:
     try:
         return torch.as_tensor(value).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
-        raise Mistake(f"{name} should be a tensor, but it is a {type(value).__name__}") from None
+        kind = type(value).__name__
+        raise Mistake(f"{name} should be a number or a tensor, but it is a {kind}") from None
 
 
 def need_shape(value: Any, shape: tuple[int, ...], name: str, hint: str = "") -> Tensor:

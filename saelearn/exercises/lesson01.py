@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelearn.exercises import Mistake, Verdict, call, close, diagnose, exercise, need_shape
+from saelearn.exercises import (
+    Mistake,
+    Verdict,
+    call,
+    close,
+    diagnose,
+    exercise,
+    guesses,
+    need_shape,
+)
 
 
 @exercise(
@@ -231,25 +240,12 @@ def copier(machine: Callable) -> None:
         diagnose(back_BD, x_BD, wrong, otherwise, rtol=1e-4, atol=1e-5)
 
 
-def _reply(title: str, guess: Any, answer: Callable[[Any], str]) -> Verdict:
-    """An answer to a prediction: it is never wrong to have guessed, and nothing is graded."""
-    if guess is ... or guess is None:
-        return Verdict(
-            "open", title, "no guess yet: write one down above, and run both cells again"
-        )
-    try:
-        return Verdict("passed", title, answer(guess))
-    except (TypeError, ValueError):
-        return Verdict("open", title, f"{guess!r} cannot be read; look at what the cell asks for")
-
-
 def guess_lost(guess: Any, measured: float) -> Verdict:
     """Answer a guess of the share of variance that 50 of 100 numbers lose."""
 
     def answer(guess: Any) -> str:
-        share = float(guess) / (100 if float(guess) > 1 else 1)
-        if not 0 <= share <= 1:
-            raise ValueError(guess)
+        share = guesses.number(guess, 0, 100)
+        share /= 100 if share > 1 else 1
         said = f"you said {share:.0%}, it is {measured:.0%}. "
         if abs(share - measured) < 0.06:
             return said + "Well guessed!"
@@ -263,7 +259,7 @@ def guess_lost(guess: Any, measured: float) -> Verdict:
             "in the 50 directions left out is gone."
         )
 
-    return _reply("Prediction: what 50 numbers lose", guess, answer)
+    return guesses.reply("what 50 numbers lose", guess, answer)
 
 
 WIDE = {
@@ -280,20 +276,20 @@ HELPS = {
 
 def guess_wide(guess: Any) -> Verdict:
     """Answer a guess of what a 100 -> 200 -> 100 autoencoder learns: one of `WIDE`."""
-    return _reply_to_word("Prediction: what 200 numbers learn", guess, WIDE)
+    return _reply_to_word("what 200 numbers learn", guess, WIDE)
 
 
 def guess_helps(guess: Any) -> Verdict:
     """Answer a guess of whether sparse codes help a classifier of digits: one of `HELPS`."""
-    return _reply_to_word("Prediction: does sparsity help a classifier", guess, HELPS)
+    return _reply_to_word("does sparsity help a classifier", guess, HELPS)
 
 
-def _reply_to_word(title: str, guess: Any, words: dict[str, str]) -> Verdict:
+def _reply_to_word(name: str, guess: Any, words: dict[str, str]) -> Verdict:
     def answer(guess: Any) -> str:
         start = str(guess).strip().lower()[:3]
         found = next((word for word in words if start and word.startswith(start)), None)
         if found is None:
-            raise ValueError(guess)
+            raise Mistake(f"{guess!r} cannot be read: one of {', '.join(words)} is needed")
         return f"you said {found}. {words[found]}"
 
-    return _reply(title, guess, answer)
+    return guesses.reply(name, guess, answer)

@@ -6,7 +6,6 @@ Shapes: B batch, D activation width, F features, K ingredients.
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from saelearn.exercises import (
     close,
     diagnose,
     exercise,
+    guesses,
     need_shape,
 )
 
@@ -61,17 +61,13 @@ def predicted_shared(guess: Any) -> Verdict:
 
 
 def _prediction(name: str, guess: Any, highest: int, replies: Replies) -> Verdict:
-    """Any number in range is a valid guess; the reply depends on it, and nothing is graded."""
-    title = f"Your prediction: {name}"
-    if guess is ... or guess is None:
-        return Verdict("open", title, "no guess yet: write one down above, run both cells again")
-    if isinstance(guess, bool) or not isinstance(guess, Real):
-        kind = type(guess).__name__
-        return Verdict("wrong", title, f"a guess is a number here, but this is a {kind}")
-    if not 0 <= guess <= highest:
-        span = f"between 0 and {highest}"
-        return Verdict("wrong", title, f"a guess {span} is needed, but this is {guess:g}")
-    return Verdict("passed", title, next(text for above, text in replies if guess > above))
+    """The reply of the first bound that the guess is above."""
+
+    def answer(guess: Any) -> str:
+        value = guesses.number(guess, 0, highest)
+        return next(text for above, text in replies if value > above)
+
+    return guesses.reply(name, guess, answer)
 
 
 @exercise(

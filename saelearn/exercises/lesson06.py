@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saelearn.exercises import Mistake, Verdict, as_tensor, call, close, diagnose, exercise
+from saelearn.exercises import Mistake, Verdict, as_tensor, call, close, diagnose, exercise, guesses
 from saelearn.exercises import need_shape as need
 
 
@@ -21,61 +20,44 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- guesses: any in range is valid, the reply depends on it, and nothing is graded ---------------
+# --- predictions ----------------------------------------------------------------------------------
 
 
 def predicted_piece(guess: Any, cost: Mapping[str, float]) -> Verdict:
     """A reply to which piece of the stream is expected to cost most; `cost`: piece -> nats."""
-    title = "Your prediction: the piece that costs most"
-    if guess is ... or guess is None:
-        return _no_guess(title)
-    order = sorted(cost, key=lambda name: -cost[name])
-    meant = {name.lower().replace(" ", ""): name for name in cost}
-    guess = meant.get(str(guess).lower().replace(" ", ""))
-    if guess is None:
-        return Verdict("wrong", title, f"one of {', '.join(cost)} is needed, in quotes")
-    if guess == order[0]:
-        return Verdict("passed", title, f"yes: {guess}, {cost[guess]:.1f} nats a token.")
-    place = f"number {order.index(guess) + 1} of {len(order)}"
-    return Verdict("passed", title, f"{guess} is {place}. Most is lost without {order[0]}.")
+
+    def answer(guess: Any) -> str:
+        order = sorted(cost, key=lambda name: -cost[name])
+        meant = {name.lower().replace(" ", ""): name for name in cost}
+        piece = meant.get(str(guess).lower().replace(" ", ""))
+        if piece is None:
+            raise Mistake(f"one of {', '.join(cost)} is needed, in quotes")
+        if piece == order[0]:
+            return f"yes: {piece}, {cost[piece]:.1f} nats a token."
+        place = f"number {order.index(piece) + 1} of {len(order)}"
+        return f"{piece} is {place}. Most is lost without {order[0]}."
+
+    return guesses.reply("the piece that costs most", guess, answer)
 
 
 def predicted_spread(guess: Any, median: float, n_registers: int) -> Verdict:
     """A reply to over how many registers a typical neuron is expected to spread."""
-    more = f"more: {median:.1f}. Even the typical neuron is not at home in one register."
-    fewer = f"fewer: {median:.1f}. Neurons fire rarely, and the rare are in few places."
-    replies = (f"about right: {median:.1f}.", more, fewer)
-    return _reply("how far a neuron spreads", guess, (1, n_registers), (median, 1.0), replies)
+    return guesses.reply_to_number(
+        "how far a neuron spreads", guess, median, within=1.0, span=(1, n_registers),
+        near=f"about right: {median:.1f}.",
+        low=f"more: {median:.1f}. Even the typical neuron is not at home in one register.",
+        high=f"fewer: {median:.1f}. Neurons fire rarely, and the rare are in few places.",
+    )  # fmt: skip
 
 
 def predicted_alone(guess: Any, share: float) -> Verdict:
     """A reply to the share of readable concepts that one neuron is expected to know alone."""
-    more = f"more: {share:.0%}. Some neurons do stand for one concept."
-    fewer = f"fewer: {share:.0%}. The others are spread over many neurons."
-    replies = (f"about right: {share:.0%}.", more, fewer)
-    return _reply("what one neuron knows", guess, (0, 1), (share, 0.1), replies)
-
-
-def _reply(
-    name: str, guess: Any, span: tuple[float, float], truth: tuple[float, float], replies: tuple
-) -> Verdict:
-    """`truth`: the measured value, and how near is near; `replies`: near, too low, too high."""
-    title = f"Your prediction: {name}"
-    if guess is ... or guess is None:
-        return _no_guess(title)
-    if isinstance(guess, bool) or not isinstance(guess, Real):
-        kind = type(guess).__name__
-        return Verdict("wrong", title, f"a guess is a number here, but this is a {kind}")
-    if not span[0] <= guess <= span[1]:
-        between = f"between {span[0]} and {span[1]}"
-        return Verdict("wrong", title, f"a guess {between} is needed, but this is {guess:g}")
-    value, near = truth
-    text = replies[0] if abs(guess - value) <= near else replies[1 if guess < value else 2]
-    return Verdict("passed", title, text)
-
-
-def _no_guess(title: str) -> Verdict:
-    return Verdict("open", title, "no guess yet: write one down above, run both cells again")
+    return guesses.reply_to_number(
+        "what one neuron knows", guess, share, within=0.1,
+        near=f"about right: {share:.0%}.",
+        low=f"more: {share:.0%}. Some neurons do stand for one concept.",
+        high=f"fewer: {share:.0%}. The others are spread over many neurons.",
+    )  # fmt: skip
 
 
 # --- exercises ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelearn.exercises import Mistake, Verdict, as_tensor, call, close, diagnose, exercise
+from saelearn.exercises import Mistake, Verdict, as_tensor, call, close, diagnose, exercise, guesses
 from saelearn.exercises import need_shape as need
 
 
@@ -27,20 +27,20 @@ def _number(value: object, name: str) -> float:
 
 def predicted_survival(guess: Any, trained: float, untrained: float) -> Verdict:
     """A reply to two guesses of the loss recovered; any in range is valid, none is graded."""
-    title = "Your prediction: how much survives"
-    if guess is ... or guess is None:
-        return Verdict("open", title, "no guess yet: write one down above, run both cells again")
-    try:
-        first, second = (float(each) for each in guess)
-    except (TypeError, ValueError):
-        return Verdict("wrong", title, "two numbers are needed, such as 0.5, 0.1")
-    if not (0 <= first <= 1 and 0 <= second <= 1):
-        return Verdict("wrong", title, "both numbers should lie between 0 and 1")
-    replies = []
-    for name, mine, truth in (("trained", first, trained), ("untrained", second, untrained)):
-        far = "more than you thought" if mine < truth else "less than you thought"
-        replies.append(f"{name}: {'about right' if abs(mine - truth) <= 0.1 else far}, {truth:.2f}")
-    return Verdict("passed", title, "; ".join(replies) + ".")
+
+    def answer(guess: Any) -> str:
+        try:
+            first, second = guess
+        except (TypeError, ValueError):
+            raise Mistake("two numbers are needed, such as 0.5, 0.1") from None
+        replies = []
+        for name, mine, truth in (("trained", first, trained), ("untrained", second, untrained)):
+            off = guesses.number(mine) - truth
+            far = "more than you thought" if off < 0 else "less than you thought"
+            replies.append(f"{name}: {'about right' if abs(off) <= 0.1 else far}, {truth:.2f}")
+        return "; ".join(replies) + "."
+
+    return guesses.reply("how much survives", guess, answer)
 
 
 @exercise(

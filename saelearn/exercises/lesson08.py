@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from numbers import Real
 from typing import Any
 
 import torch
@@ -16,7 +15,16 @@ from torch import Tensor
 
 from saelearn import corpus
 from saelearn.errors import Refusal
-from saelearn.exercises import Mistake, Verdict, as_tensor, call, diagnose, exercise, need_shape
+from saelearn.exercises import (
+    Mistake,
+    Verdict,
+    as_tensor,
+    call,
+    diagnose,
+    exercise,
+    guesses,
+    need_shape,
+)
 
 
 def _normal(seed: int, *shape: int) -> Tensor:
@@ -178,6 +186,8 @@ def texts(should: Sequence[str], should_not: Sequence[str]) -> None:
     for name, group in (("should", should), ("should_not", should_not)):
         if isinstance(group, str):
             raise Mistake(f"{name} is one text: make it a list of texts, ['...', '...', '...']")
+        if not isinstance(group, list | tuple) or not all(isinstance(t, str) for t in group):
+            raise Mistake(f"{name} should be a list of texts, ['...', '...', '...']")
         if len({" ".join(text.split()) for text in group}) < 3:
             raise Mistake(f"{name} needs at least three texts that differ")
         for text in group:
@@ -232,39 +242,28 @@ def base_rate(precision: Callable) -> None:
         diagnose(got, right / (right + false), wrong, otherwise, rtol=1e-4, atol=0.0)
 
 
-# --- guesses: any in range is valid, the reply depends on it, and nothing is graded ---------------
+# --- predictions ----------------------------------------------------------------------------------
 
 
 def predicted_ratio(guess: Any, ratio: float) -> Verdict:
     """A reply to how many times the neurons' score the features are expected to reach."""
-    high = f"less: {ratio:.1f} times. Many concepts have no feature of their own."
-    replies = (f"about right: {ratio:.1f} times.", f"more: {ratio:.1f} times.", high)
-    return _reply("features against neurons", guess, (0, 100), (ratio, 0.2), replies)
+    return guesses.reply_to_number(
+        "features against neurons", guess, ratio, within=0.2, span=(0, 100),
+        near=f"about right: {ratio:.1f} times.",
+        low=f"more: {ratio:.1f} times.",
+        high=f"less: {ratio:.1f} times. Many concepts have no feature of their own.",
+    )  # fmt: skip
 
 
 def predicted_share(guess: Any, share: float) -> Verdict:
     """A reply to how often a good detector of a rare concept is expected to be right."""
-    high = f"much less often: {share:.0%}. The others are so many that one in a hundred is a crowd."
-    replies = (f"about right: {share:.0%}.", f"more often: {share:.0%}.", high)
-    return _reply("how often it is right", guess, (0, 1), (share, 0.03), replies)
-
-
-def _reply(
-    name: str, guess: Any, span: tuple[float, float], truth: tuple[float, float], replies: tuple
-) -> Verdict:
-    """`truth`: the measured value, and how near is near; `replies`: near, too low, too high."""
-    title = f"Your prediction: {name}"
-    if guess is ... or guess is None:
-        return Verdict("open", title, "no guess yet: write one down above, run both cells again")
-    if isinstance(guess, bool) or not isinstance(guess, Real):
-        kind = type(guess).__name__
-        return Verdict("wrong", title, f"a guess is a number here, but this is a {kind}")
-    if not span[0] <= guess <= span[1]:
-        between = f"between {span[0]} and {span[1]}"
-        return Verdict("wrong", title, f"a guess {between} is needed, but this is {guess:g}")
-    value, near = truth
-    text = replies[0] if abs(guess - value) <= near else replies[1 if guess < value else 2]
-    return Verdict("passed", title, text)
+    return guesses.reply_to_number(
+        "how often it is right", guess, share, within=0.03,
+        near=f"about right: {share:.0%}.",
+        low=f"more often: {share:.0%}.",
+        high=f"much less often: {share:.0%}. The others are so many that one in a hundred is a "
+        "crowd.",
+    )  # fmt: skip
 
 
 # --- the riddle -----------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Every target is computed here, from the definitions and without the library's ed
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from saelearn.exercises import (
     close,
     diagnose,
     exercise,
+    guesses,
     need_shape,
 )
 from saelearn.sae import SAE
@@ -262,18 +262,11 @@ def bridge(tokens_NT: Tensor) -> None:
 
 def predicted_rate(guess: Any, rate: float) -> Verdict:
     """A reply to the expected share of steered texts; any guess is valid, and nothing is graded."""
-    title = "Your prediction: how many will speak of it"
-    if guess is ... or guess is None:
-        return Verdict("open", title, "no guess yet: write one down above, run both cells again")
-    if isinstance(guess, bool) or not isinstance(guess, Real):
-        kind = type(guess).__name__
-        return Verdict("wrong", title, f"a guess is a number here, but this is a {kind}")
-    if not 0 <= guess <= 1:
-        return Verdict("wrong", title, f"a guess from 0 to 1 is needed, but this is {guess:g}")
     measured = f"{rate:.0%} of the texts."
-    if abs(guess - rate) <= 0.1:
-        return Verdict("passed", title, f"about right: {measured}")
-    less = "Not every text follows a push that soon ends."
-    more = "Eight vectors are enough, since the model reads what it wrote and goes on."
-    side = f"more: {measured} {more}" if guess < rate else f"fewer: {measured} {less}"
-    return Verdict("passed", title, side)
+    return guesses.reply_to_number(
+        "how many will speak of it", guess, rate, within=0.1,
+        near=f"about right: {measured}",
+        low=f"more: {measured} Eight vectors are enough, since the model reads what it wrote and "
+        "goes on.",
+        high=f"fewer: {measured} Not every text follows a push that soon ends.",
+    )  # fmt: skip

@@ -159,23 +159,21 @@ def subspaces(cosines: Mapping[str, tuple[ArrayLike, str]], cosine_HC: ArrayLike
 
 def maps(panels: Mapping[str, ArrayLike]) -> Figure:
     """Matrices input -> output as images, centred on zero, with one colour bar."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.0 * len(panels) + 0.9, 3.2), sharey=True)
-    for ax, (title, matrix) in zip(np.atleast_1d(axes), panels.items(), strict=True):
-        image = ax.imshow(np.asarray(matrix), cmap=DIVERGING, vmin=-1, vmax=1)
-        ax.set(title=title, xlabel="number going in")
-    np.atleast_1d(axes)[0].set_ylabel("number coming out")
-    fig.colorbar(image, ax=axes, label="weight of the whole map", shrink=0.9)
-    return fig
+    return _images(panels, "number going in", "number coming out", "weight of the whole map")
 
 
 def cosines(panels: Mapping[str, ArrayLike]) -> Figure:
     """Square matrices of cosines side by side, with one colour bar."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(2.8 * len(panels) + 0.6, 2.9), sharey=True)
+    return _images(panels, "happening", "decoder row, best match", "cosine")
+
+
+def _images(panels: Mapping[str, ArrayLike], across: str, down: str, what: str) -> Figure:
+    fig, axes = plt.subplots(1, len(panels), figsize=(3.0 * len(panels) + 0.9, 3.2), sharey=True)
     for ax, (title, matrix) in zip(np.atleast_1d(axes), panels.items(), strict=True):
         image = ax.imshow(np.asarray(matrix), cmap=DIVERGING, vmin=-1, vmax=1)
-        ax.set(title=title, xlabel="happening")
-    np.atleast_1d(axes)[0].set_ylabel("decoder row, best match")
-    fig.colorbar(image, ax=axes, label="cosine", shrink=0.9)
+        ax.set(title=title, xlabel=across)
+    np.atleast_1d(axes)[0].set_ylabel(down)
+    fig.colorbar(image, ax=axes, label=what, shrink=0.9)
     return fig
 
 

@@ -179,20 +179,6 @@ def against_frequency(frequency_C: ArrayLike, f1_C: ArrayLike) -> Figure:
     return fig
 
 
-def register_spread(spread: Mapping[str, ArrayLike], n_registers: int) -> Figure:
-    """Histograms of effective registers, one panel for each family."""
-    fig, axes = plt.subplots(len(spread), 1, figsize=(7.0, 3.8), sharex=True)
-    colours = (FEATURE, CONTROL, ACCENT)
-    for ax, colour, (name, each) in zip(axes, colours, spread.items(), strict=False):
-        each = np.asarray(each)
-        ax.hist(each, bins=np.arange(1, n_registers + 0.01, 0.25), color=colour)
-        ax.axvline(np.median(each), color=STEERED)
-        ax.text(np.median(each) + 0.3, ax.get_ylim()[1] * 0.95, "median", color=STEERED, va="top")
-        ax.set(title=name, ylabel="how many")
-    axes[-1].set_xlabel(f"effective registers (of {n_registers})")
-    return fig
-
-
 def two_languages(english: ArrayLike, korean: ArrayLike, names: Sequence[str]) -> Figure:
     """How often one feature fires at a thing's English words and at its Korean words."""
     fig, ax = plt.subplots(figsize=(5.6, 4.6))

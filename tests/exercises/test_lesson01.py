@@ -259,7 +259,7 @@ OPEN = [(check.encode_decode, (encode, lambda *_: ...))]
 )
 def test_a_guess_of_the_share_is_answered(guess, words):
     verdict = check.guess_lost(guess, 0.196)
-    assert verdict.passed
+    assert verdict.state == "noted"
     assert "it is 20%" in verdict.message
     assert words in verdict.message
 
@@ -276,14 +276,17 @@ def test_a_guess_of_the_share_is_answered(guess, words):
 )
 def test_a_word_is_answered(answer, guess, words):
     verdict = answer(guess)
-    assert verdict.passed
+    assert verdict.state == "noted"
     assert words in verdict.message
 
 
 @pytest.mark.parametrize("answer", [check.guess_wide, check.guess_helps])
-@pytest.mark.parametrize("guess", [..., None, "", "a lot", 7])
-def test_no_guess_or_an_unreadable_one_is_open(answer, guess, monkeypatch):
+@pytest.mark.parametrize(
+    ("guess", "state"),
+    [(..., "open"), (None, "open"), ("", "wrong"), ("a lot", "wrong"), (7, "wrong")],
+)
+def test_no_guess_or_an_unreadable_one_is_said(answer, guess, state, monkeypatch):
     monkeypatch.setenv("SAELEARN_GRADE", "1")  # a prediction is never graded
-    assert answer(guess).state == "open"
-    for unread in (..., "half", -0.2, 250):
-        assert check.guess_lost(unread, 0.2).state == "open"
+    assert answer(guess).state == state
+    for unread in ("half", -0.2, 250):
+        assert check.guess_lost(unread, 0.2).state == "wrong"

@@ -157,11 +157,11 @@ WRONG = [
 @pytest.mark.parametrize(
     ("guess", "state", "words"),
     [
-        ((0.9, 0.3), "passed", "trained: about right, 0.97; untrained: about right, 0.35."),
-        ([0.2, 0], "passed", "trained: more than you thought, 0.97; untrained: more"),
-        (torch.tensor([1.0, 0.9]), "passed", "untrained: less than you thought, 0.35."),
+        ((0.9, 0.3), "noted", "trained: about right, 0.97; untrained: about right, 0.35."),
+        ([0.2, 0], "noted", "trained: more than you thought, 0.97; untrained: more"),
+        (torch.tensor([1.0, 0.9]), "noted", "untrained: less than you thought, 0.35."),
         (0.5, "wrong", "two numbers"),
-        ((0.5, "much"), "wrong", "two numbers"),
+        ((0.5, "much"), "wrong", "a number here"),
         ((0.1, 0.2, 0.3), "wrong", "two numbers"),
         ((90, 10), "wrong", "between 0 and 1"),
         (..., "open", "no guess yet"),

@@ -172,8 +172,8 @@ WRONG += [
         ),
         "begin alike",
     ),
-    (check.texts, (3, NOT), "your code raised TypeError"),
-    (check.texts, ([1, 2, 3], NOT), "your code raised AttributeError"),
+    (check.texts, (3, NOT), "a list of texts"),
+    (check.texts, ([1, 2, 3], NOT), "a list of texts"),
 ]
 
 OPEN = [(check.texts, (SHOULD, ...))]

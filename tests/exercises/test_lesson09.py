@@ -235,8 +235,8 @@ WRONG += [
 
 @pytest.mark.parametrize(
     ("guess", "state", "says"),
-    [(0.9, "passed", "about right"), (0.1, "passed", "more"), (0.99, "passed", "fewer"),
-     (..., "open", "no guess"), (90, "wrong", "from 0 to 1"), ("half", "wrong", "a number")],
+    [(0.9, "noted", "about right"), (0.1, "noted", "more"), (0.99, "noted", "fewer"),
+     (..., "open", "no guess"), (90, "wrong", "between 0 and 1"), ("half", "wrong", "a number")],
 )  # fmt: skip
 def test_a_guess_gets_its_reply(guess, state, says):
     verdict = check.predicted_rate(guess, 0.85)
