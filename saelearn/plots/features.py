@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from saelearn.style import ACCENT, CONTROL, FEATURE, RECONSTRUCTION, STEERED, TABLE_ROW
+from saelearn.style import CONTROL, FEATURE, RECONSTRUCTION, STEERED, TABLE_ROW
 
 SHADES = 8  # steps of a token's background: few, so that machines agree
 
