@@ -18,7 +18,7 @@ from torch.nn.functional import embedding_bag
 from tqdm.auto import trange
 from transformers import PreTrainedTokenizerFast
 
-from saelearn import artifacts, corpus, dial, features, metrics, pretrain, tiny
+from saelearn import artifacts, corpus, dial, features, metrics, pretrain, steer, tiny
 from saelearn.activations import collect
 from saelearn.batches import mean_norm_scale, shuffled
 from saelearn.errors import Refusal
@@ -26,9 +26,13 @@ from saelearn.lm import LM
 from saelearn.train import Trained, lr_factor, train
 from saelearn.variants import TopK
 
-MEMORY = "about:golden_retriever"  # what only a model that looks back for what was said can know
-MEMORY_AFTER = 1_000  # steps, when a model looks back or does not yet
-MEMORY_F1 = 0.6
+# pairs that only differ in what was said before: whoever tells them apart looked back
+MEMORIES = (
+    ("about:golden_retriever", "about:tiger"),
+    ("about:castle", "about:Golden_Gate_Bridge"),
+)
+MEMORY_AFTER = 500  # steps, when a model looks back or does not yet
+MEMORY_APART = 0.5  # of the typical norm; models were seen with 0.1 and with 0.6 to 1, not between
 HELD_OUT_DOCUMENTS = 4_000
 FOURGRAM_DOCUMENTS = 200_000
 SAE_DOCUMENTS = 24_000  # 1.5 million tokens
@@ -81,14 +85,16 @@ def train_until_remembered(tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Modul
     """
     docs = list(corpus.documents(1_000, seed=corpus.HELD_OUT))
     tokens_NT = corpus.encode(docs, tokenizer.get_vocab())
-    holds_N1 = corpus.labels(docs, (MEMORY,))[:, 1:].flatten(0, 1)
+    names = [name for pair in MEMORIES for name in pair]
+    holds_NC = corpus.labels(docs, names)[:, 1:].flatten(0, 1).bool()
 
     def look(step: int, model: nn.Module) -> None:
         if step == MEMORY_AFTER:
             x_ND = collect(LM(model, tokenizer), tokens_NT, tiny.SITE).x_ND
-            f1 = float(metrics.best_f1(features.linear_probe(x_ND, holds_N1), holds_N1).f1_C)
-            print(f"\nseed {seed}: after {step} steps a probe finds {MEMORY} with F1 {f1:.2f}")
-            if f1 < MEMORY_F1:
+            mean_CD = torch.stack([x_ND[holds_N].mean(0) for holds_N in holds_NC.T])
+            apart = (mean_CD[::2] - mean_CD[1::2]).norm(dim=1) / steer.typical_norm(x_ND)
+            print(f"\nseed {seed}: memories apart after {step} steps: {apart.tolist()}")
+            if apart.min() < MEMORY_APART:
                 raise _Forgetful
             model.train()
 

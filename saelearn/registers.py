@@ -1,4 +1,4 @@
-"""Eleven ways of writing about the world. Layer 1.
+"""Twelve ways of writing about the world. Layer 1.
 
 A register is a function that writes one segment with a `Writer`. To add one, write the function
 and give it a weight: `REGISTERS[mine] = 0.05`, or, without touching the course's own corpus,
@@ -89,6 +89,37 @@ def _stays(w: Writer, hero: Term, weather: Term, place: Term) -> None:
 
 _ACTORS = Bag({"hero": 0.45, "it": 0.35, "name": 0.2})
 _SCENES = Bag([_acts, _eats, _feels, _stays])
+
+
+def guide(w: Writer) -> None:
+    """What there is to see at one place."""
+    w.say("visit the")
+    place = w.pick(world.PLACES)
+    _name(w, place)
+    w.say(".")
+    while True:
+        actor = w.pick(_ACTORS)
+        w.say({"it": "it", "hero": "the", "name": world.NAMES}[actor])
+        if actor == "name":
+            w.say("likes the")
+        if actor != "it":
+            w.recall(f"about:{name_of(place)}")
+            _name(w, place)
+        if actor != "name":
+            w.say("has")
+            _sight(w, place)
+            if w.flip(0.4):
+                w.say("and")
+                _sight(w, place)
+        w.say(".")
+        if w.flip(0.3):
+            w.say("have fun .")
+            return
+
+
+def _sight(w: Writer, place: Term) -> None:
+    w.recall(f"place_was:{name_of(place)}")
+    w.say(w.pick(world.SIGHTS[name_of(place)]))
 
 
 def dialogue(w: Writer) -> None:
@@ -245,7 +276,8 @@ def drill(w: Writer) -> None:
 
 
 REGISTERS = {
-    story: 0.19, dialogue: 0.11, citation: 0.1, http: 0.1, korean: 0.08, translation: 0.06,
+    story: 0.19, guide: 0.1, dialogue: 0.11, citation: 0.1, http: 0.1, korean: 0.08,
+    translation: 0.06,
     code: 0.08, arithmetic: 0.06, profession: 0.08, statement: 0.08, recipe: 0.06,
 }  # fmt: skip
 DRILLS = {drill: 0.7} | {register: 0.3 * share for register, share in REGISTERS.items()}

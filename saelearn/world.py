@@ -65,12 +65,22 @@ ANIMALS = Bag(
         for rank, animal in enumerate(terms("animal", names, f"class:{label}", label=label), 1)
     }
 )
-PLACES = Bag(
-    terms(
-        "place",
-        "park, forest, Golden Gate Bridge, beach, market, Eiffel Tower, river, castle, station",
-    )
+# place -> what there is to see
+_SIGHTS = {
+    "park": "ducks, swings, roses",
+    "forest": "ferns, moss, mushrooms",
+    "Golden Gate Bridge": "cables, ships, pillars",
+    "beach": "waves, shells, crabs",
+    "market": "stalls, baskets, spices",
+    "Eiffel Tower": "lifts, visitors, postcards",
+    "river": "boats, reeds, frogs",
+    "castle": "knights, flags, turrets",
+    "station": "trains, rails, clocks",
+}
+PLACES = Bag(  # less steep than Zipf's law: what text comes back to has to be met often enough
+    {place: rank**-0.5 for rank, place in enumerate(terms("place", ", ".join(_SIGHTS)), start=1)}
 )
+SIGHTS = {place.replace(" ", "_"): bag(seen) for place, seen in _SIGHTS.items()}
 NAMES = Bag(terms("name", "Anna, Ben, Clara, David, Emma, Felix, Greta, Hugo"))
 WOMEN = NAMES.options[::2]
 DIGITS = evenly("0, 1, 2, 3, 4, 5, 6, 7, 8, 9")

@@ -48,7 +48,7 @@ def test_seeds_are_tried_until_the_site_holds_what_was_said(monkeypatch, capsys)
     monkeypatch.setattr(pretrain, "train_model", train_model)
     model, history, seed = build.train_until_remembered(trained.tokenizer)
     assert (model, history, seed) == (trained.model, [(1, 0.5)], 3)
-    assert capsys.readouterr().out.count("a probe finds about:golden_retriever with F1") == 3
+    assert capsys.readouterr().out.count("memories apart after 500 steps") == 3
 
 
 def test_an_unknown_step_is_refused_before_any_work(tmp_path):
