@@ -18,7 +18,7 @@ from saelearn import features, steer, tiny
 SPANS = {"first 8": range(1, 9), "first 16": range(1, 17), "everywhere": steer.EVERYWHERE}
 STRENGTHS = (0.8, 0.9, 1.0, 1.15, 1.3, 1.6)
 _TO_ANIMAL = ("<doc> one sunny day the", '<doc> Anna met Ben . " we saw the')
-_TO_PLACE = ("<doc> one sunny day the robin went to the", _TO_ANIMAL[1])
+_TO_PLACE = ("<doc> visit the", _TO_ANIMAL[1])
 _TO_SEGMENT = ("<doc> recipe : soup ; take 1 leek and boil ; serve hot .",)
 
 # concept -> prompts, and the words whose probability a writer of the concept raises there
