@@ -94,7 +94,8 @@ def _judge(judge: Callable[..., None], answers: tuple, title: str, passed: str) 
     except Mistake as mistake:
         return Verdict("wrong", title, str(mistake))
     except NotImplementedError:
-        return Verdict("open", title, "not written yet: the function returns nothing so far")
+        what = "the function returns nothing so far (print shows a value, return gives it back)"
+        return Verdict("open", title, f"not written yet: {what}")
     except Exception as error:  # the learner's code raised: show where, without a page of frames
         frame = traceback.extract_tb(error.__traceback__)[-1]
         message = (
