@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+import types
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,19 @@ def test_training_loop(lesson, monkeypatch):
     torch.testing.assert_close(model.W.detach(), run.W)
     torch.testing.assert_close(model.b.detach(), run.b)
     torch.testing.assert_close(history[-1].mean().item(), run.history[-1][1])
+
+
+def test_the_fold_out_trains_with_the_learners_own_functions(lesson):
+    prose = "\n".join("".join(c["source"]) for c in json.loads(LESSON.read_text("utf-8"))["cells"])
+    (code,) = re.findall(r"(?s)```python\n(.*?)```", prose)
+    shown = []
+    drawn = types.SimpleNamespace(planes=lambda W_KGD, *_, **__: shown.append(W_KGD))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        exec(code.replace("1000", "300"), lesson | {"geometry": drawn})
+    (W_KGD,) = shown
+    assert W_KGD.shape == (1, 5, 2)
+    assert (W_KGD.norm(dim=-1) > 0.5).sum() >= 4
 
 
 def test_cost_of_dropping_is_what_an_empty_answer_costs(lesson):

@@ -8,10 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 from saelearn import sparse_coding, toy
+from saelearn.plots import patches
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "03_sparse_coding.ipynb"
 PLANTED = toy.PlantedFeatures.make(seed=4)
@@ -95,3 +97,27 @@ def test_support_f1_is_the_harmonic_mean_of_precision_and_recall(lesson):
     precision, recall = hits / on_BF.sum(), hits / true_BF.sum()
     right = float(2 * precision * recall / (precision + recall))
     assert lesson["support_f1"](f_BF, F_BF, 0.02) == pytest.approx(right)
+
+
+def test_the_best_threshold_is_found(lesson):
+    f_BF = F_BF + 0.1 * torch.rand(F_BF.shape, generator=torch.Generator().manual_seed(1))
+    assert lesson["support_f1"](f_BF, F_BF) < 0.2  # everything is above 0
+    f_BF[F_BF > 0] += 0.2
+    assert lesson["best_f1"](f_BF, F_BF) == 1.0
+
+
+def test_a_patch_is_drawn_as_its_strongest_atoms_their_sum_and_what_is_left():
+    W_FD = torch.eye(9) * torch.tensor([1.0, 1.0, -2.0, *[1.0] * 6])[:, None]
+    f_F = torch.tensor([0.0, -0.5, 0.9, 0.2, *[0.0] * 5])
+    x_D = torch.zeros(9).index_fill(0, torch.tensor(2), -2.0)
+    figure = patches.sums(x_D[None], f_F[None], W_FD, shown=2)
+    axes = figure.axes
+    titles = [axis.get_title() for axis in axes]
+    assert titles == ["patch", "+0.90 ×", "\N{MINUS SIGN}0.50 ×", "all 3 added up", "left over"]
+    shown = [torch.tensor(axis.images[0].get_array().filled()).reshape(-1) for axis in axes]
+    close = {"atol": 1e-6, "rtol": 0, "check_dtype": False}
+    torch.testing.assert_close(shown[0], x_D / 2, **close)
+    torch.testing.assert_close(shown[1], -torch.eye(9)[2], **close)  # scaled to its own peak
+    torch.testing.assert_close(shown[3], f_F @ W_FD / 2, **close)
+    torch.testing.assert_close(shown[3] + shown[4], shown[0], **close)
+    plt.close(figure)

@@ -70,6 +70,14 @@ def test_it_starts_where_it_is_told(points):
     assert L1Dial(points, start=0.98).slider.label == "1"
 
 
+@pytest.mark.parametrize("start", ["x", None, 0, -1.0, float("nan"), float("inf"), True])
+def test_a_start_that_is_no_coefficient_is_refused(points, start):
+    with pytest.raises(Refusal, match="coefficient above 0") as refused:
+        L1Dial(points, start=start)
+    assert repr(start) in str(refused.value)
+    assert "from 0.01 to 3" in refused.value.remedy
+
+
 def test_it_moves_within_a_tenth_of_a_second(the_dial):
     start = time.process_time()
     for index in range(len(the_dial.points)):

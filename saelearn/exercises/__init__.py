@@ -93,8 +93,9 @@ def _judge(judge: Callable[..., None], answers: tuple, title: str, passed: str) 
             judge(*answers)
     except Mistake as mistake:
         return Verdict("wrong", title, str(mistake))
-    except NotImplementedError:
-        return Verdict("open", title, "not written yet: the function returns nothing so far")
+    except NotImplementedError as missing:
+        nothing = "the function returns nothing so far (print shows a value, return gives it back)"
+        return Verdict("open", title, f"not written yet: {str(missing) or nothing}")
     except Exception as error:  # the learner's code raised: show where, without a page of frames
         frame = traceback.extract_tb(error.__traceback__)[-1]
         message = (

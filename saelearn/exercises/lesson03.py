@@ -14,11 +14,13 @@ from torch import Tensor
 
 from saelearn.exercises import (
     Mistake,
+    Verdict,
     as_tensor,
     call,
     close,
     diagnose,
     exercise,
+    guesses,
     need_shape,
 )
 
@@ -35,6 +37,24 @@ def _soft(a: Tensor, threshold: float | Tensor) -> Tensor:
     """Three cases, as the definition has them."""
     high, low = a - threshold, a + threshold
     return torch.where(a > threshold, high, torch.where(a < -threshold, low, torch.zeros_like(a)))
+
+
+def _steepest(W_FD: Tensor) -> Tensor:
+    """The dictionary's own curvature."""
+    return torch.linalg.eigvalsh(W_FD @ W_FD.T)[-1]
+
+
+def _call(function: Callable, *args: Any, remedies: dict[str, str] | None = None) -> Any:
+    """`call` with copies, which may be changed in place; a remedy for errors with such words."""
+    copies = [each.clone() if isinstance(each, Tensor) else each for each in args]
+    try:
+        return call(function, *copies)
+    except (RuntimeError, ValueError) as error:
+        for words, remedy in (remedies or {}).items():
+            if words in str(error):
+                told = type(error)(f"{error}\n{remedy}")
+                raise told.with_traceback(error.__traceback__) from None
+        raise
 
 
 @exercise(
@@ -55,16 +75,14 @@ def shortest_code(guess: Any) -> None:
         raise Mistake("there are 64 numbers in a code, so the answer lies between 0 and 64")
     if number == 0:
         raise Mistake("a code of zeros gives x = 0: something must be on. And the shortest code?")
+    which = "Which is shorter: 1 and 0, or 0.5 and 0.5?"
     if number <= 5:
         raise Mistake(
             "that would be the truth, but who tells the method? Being short is another wish than "
-            "being sparse. Which is shorter: 1 and 0, or 0.5 and 0.5?"
+            f"being sparse. {which}"
         )
     if number == 32:
-        raise Mistake(
-            "a code with 32 exists (32 equations need no more), but is it the shortest one? "
-            "Which is shorter: 1 and 0, or 0.5 and 0.5?"
-        )
+        raise Mistake(f"a code with 32 exists (32 equations need no more): the shortest? {which}")
     raise Mistake("think of two numbers with the sum 1. Which pair has the least sum of squares?")
 
 
@@ -74,34 +92,30 @@ def shortest_code(guess: Any) -> None:
 )
 def soft_threshold(function: Callable) -> None:
     """`soft(a, threshold)`, elementwise, for negative numbers too."""
-    a_N = torch.tensor([-1.5, -0.6, -0.2, 0.0, 0.1, 0.4, 0.9, 2.0])
+    a = torch.tensor([-1.5, -0.6, -0.2, 0.0, 0.1, 0.4, 0.9, 2.0])
+    whole = "a is a whole tensor: `if` and max() want one number; use torch.relu, entry by entry."
     for t in (0.3, 0.5):
-        z_N = need_shape(call(function, a_N.clone(), t), (8,), "the result")
-        if z_N.isnan().any():
+        z = need_shape(_call(function, a, t, remedies={"ambiguous": whole}), (8,), "the result")
+        if z.isnan().any():
             raise Mistake("there is a NaN: a / |a| is 0 / 0 at a = 0; a.sign() is 0 there")
-        diagnose(
-            z_N,
-            _soft(a_N, t),
-            {
-                "negative numbers all became 0; here they move up toward 0: treat |a|, then give "
-                "the sign back.": (a_N - t).relu(),
-                "what survives moves too: subtract the threshold from it, don't only cut.": (
-                    torch.where(a_N.abs() > t, a_N, 0.0)
-                ),
-                "the sign is lost: multiply by a.sign() at the end.": (a_N.abs() - t).relu(),
-                "small numbers pass through 0 and come out on the other side: stop them at 0.": (
-                    a_N.sign() * (a_N.abs() - t)
-                ),
-                "that moves everything down; negative numbers should move up, small ones stop at "
-                "0.": a_N - t,
-                "that scales; the penalty's slope is the same everywhere, so it subtracts.": (
-                    a_N * (1 - t)
-                ),
-                "that is what is cut away: keep the rest, a minus this.": a_N.clamp(-t, t),
-                "you subtract half the threshold; the λ/2 is already in it.": _soft(a_N, t / 2),
-            },
-            "not it: |a| - threshold, at least 0, with the sign of a.",
-        )
+        size, past = a.abs(), "small numbers pass through 0 and come out on the other side: "
+        wrong = {
+            "negative numbers all became 0; here they move up toward 0: treat |a|, then give the "
+            "sign back.": (a - t).relu(),
+            "subtract the threshold from what survives, don't only cut.": a * (size > t),
+            "the sign is lost: multiply by a.sign() at the end.": (size - t).relu(),
+            f"{past}stop them at 0.": a.sign() * (size - t),
+            f"{past}two cases are too few.": torch.where(a > 0, a - t, a + t),
+            "two cases are too few: small numbers become 0.": torch.where(a > t, a - t, a + t),
+            "negative numbers move up, toward 0: a + threshold there.": (a - t) * (size > t),
+            "that moves everything down; negative numbers should move up, small ones stop at 0.": (
+                a - t
+            ),
+            "that scales; the penalty's slope is the same everywhere: subtract.": a * (1 - t),
+            "that is what is cut away: keep the rest, a minus this.": a.clamp(-t, t),
+            "you subtract half the threshold; the λ/2 is already in it.": _soft(a, t / 2),
+        }
+        diagnose(z, _soft(a, t), wrong, "not it: |a| - threshold, at least 0, with the sign of a.")
 
 
 @exercise(
@@ -112,39 +126,33 @@ def ista_step(step: Callable) -> None:
     """`ista_step(x_BD, f_BF, W_dec_FD, l1_coefficient, curvature)` -> `[B, F]`."""
     x_BD, f_BF = _draw(4, 3, seed=31), _draw(4, 6, seed=32)
     W_FD, l1, c = _unit(_draw(6, 3, seed=33)), 0.4, 2.5
-    new_BF = need_shape(
-        call(step, x_BD, f_BF, W_FD, l1, c),
-        (4, 6),
-        "the new code",
-        "The residual is [B, D]; times W_dec_FD.T it is [B, F].",
-    )
-    pull_BF = (x_BD - f_BF @ W_FD) @ W_FD.T
-    downhill_BF, t = f_BF + pull_BF / c, l1 / (2 * c)
+    pull, own = (x_BD - f_BF @ W_FD) @ W_FD.T, _steepest(W_FD)
+    moved, t = f_BF + pull / c, l1 / (2 * c)
+    shapes = "The residual is [B, D]; times W_dec_FD.T it is [B, F]."
+    new_BF = _call(step, x_BD, f_BF, W_FD, l1, c, remedies={"cannot be multiplied": shapes})
+    new_BF = need_shape(new_BF, (4, 6), "the new code", shapes)
     wrong = {
-        "the threshold is missing: this is plain gradient descent.": downhill_BF,
-        "that goes uphill: add what is left over, x - f W, don't take it away.": (
-            _soft(f_BF - pull_BF / c, t)
-        ),
-        "the threshold is λ / (2c): mind the 2 of the squared error.": _soft(downhill_BF, 2 * t),
-        "the step is 1/c as long, and so is the threshold: λ / (2c).": _soft(downhill_BF, l1 / 2),
-        "λ itself is not the threshold: it is λ / (2c).": _soft(downhill_BF, l1),
-        "the step is too long: divide by the curvature, or it overshoots.": (
-            _soft(f_BF + pull_BF, t)
-        ),
+        "the threshold is missing: this is plain gradient descent.": moved,
+        "that goes uphill: add what is left over, x - f W.": _soft(f_BF - pull / c, t),
+        "the threshold is λ / (2c): mind the 2 of the squared error.": _soft(moved, 2 * t),
+        "the step is 1/c as long, and so is the threshold: λ / (2c).": _soft(moved, l1 / 2),
+        "λ itself is not the threshold: it is λ / (2c).": _soft(moved, l1),
+        "too long: divide the step by the curvature, or it overshoots.": _soft(f_BF + pull, t),
         "with the gradient's 2 and a step of 1/c it is twice too long: 1/(2c) and 2 cancel.": (
-            _soft(f_BF + 2 * pull_BF / c, t)
+            _soft(f_BF + 2 * pull / c, t)
         ),
         "the residual is x - f W: what this code explains already must go.": (
             _soft(f_BF + x_BD @ W_FD.T / c, t)
         ),
-        "the old code is lost: the step starts from f_BF.": _soft(pull_BF / c, t),
-        "codes may be negative here; use the soft threshold, not ReLU.": (downhill_BF - t).relu(),
-        "threshold last: first the step, then the threshold.": _soft(f_BF, t) + pull_BF / c,
-        "the threshold cuts the whole new code, f and step together.": f_BF + _soft(pull_BF / c, t),
-        "l1 / 2 * c multiplies by c; write l1 / (2 * c).": _soft(downhill_BF, l1 / 2 * c),
+        "the old code is lost: the step starts from f_BF.": _soft(pull / c, t),
+        "codes may be negative here; use the soft threshold, not ReLU.": (moved - t).relu(),
+        "threshold last: first the step, then the threshold.": _soft(f_BF, t) + pull / c,
+        "the threshold cuts the whole new code, f and step together.": f_BF + _soft(pull / c, t),
+        "use the curvature that is handed in.": _soft(f_BF + pull / own, l1 / (2 * own)),
+        "l1 / 2 * c multiplies by c; write l1 / (2 * c).": _soft(moved, l1 / 2 * c),
     }
     otherwise = "compare with soft(f + (x - f W) W^T / c, λ / (2c)), term by term."
-    diagnose(new_BF, _soft(downhill_BF, t), wrong, otherwise, atol=1e-5)
+    diagnose(new_BF, _soft(moved, t), wrong, otherwise, atol=1e-5)
 
 
 @exercise(
@@ -155,45 +163,35 @@ def dictionary_step(step: Callable) -> None:
     """`dictionary_step(W_dec_FD, x_BD, f_BF, rate)` -> `[F, D]`."""
     x_BD, W_FD, rate = _draw(7, 3, seed=41), _unit(_draw(5, 3, seed=42)), 0.5
     f_BF = _draw(7, 5, seed=43) * (_draw(7, 5, seed=44) > 0)
-    new_FD = need_shape(
-        call(step, W_FD.clone(), x_BD, f_BF, rate),
-        (5, 3),
-        "the dictionary",
-        "f_BF.T @ residual_BD is [F, D].",
-    )
-    used_F1 = f_BF.square().sum(0)[:, None]
-    move_FD = rate * f_BF.T @ (x_BD - f_BF @ W_FD)
-    moved_FD = W_FD + move_FD / used_F1
+    shapes = "f_BF.T @ residual_BD is [F, D]."
+    remedies = {
+        "must match the size": "each atom's number divides its whole row: make them a column, by "
+        "[:, None] (or keepdim=True).",
+        "cannot be multiplied": shapes,
+    }
+    new_FD = _call(step, W_FD, x_BD, f_BF, rate, remedies=remedies)
+    new_FD = need_shape(new_FD, (5, 3), "the dictionary", shapes)
+    used, signed = f_BF.square().sum(0)[:, None], f_BF.sum(0)[:, None].clamp(min=1e-12)
+    sums = rate * f_BF.T @ (x_BD - f_BF @ W_FD)
+    long = W_FD + sums / used
     wrong = {
         "the atoms have other lengths than 1: then f can shrink and cheat the penalty. Divide "
-        "each row by its length.": moved_FD,
-        "that goes the wrong way: add the residual's share.": _unit(W_FD - move_FD / used_F1),
-        "divide each atom's move by how much it was used, the sum of f² over the batch.": (
-            _unit(W_FD + move_FD)
-        ),
+        "each row by its length.": long,
+        "that goes the wrong way: add the residual's share.": _unit(W_FD - sums / used),
+        "divide by how much it was used, the sum of f² over the batch.": _unit(W_FD + sums),
         "the mean over the batch is not enough: rare atoms would hardly move. Divide by the "
-        "sum of f².": _unit(W_FD + move_FD / len(x_BD)),
+        "sum of f².": _unit(W_FD + sums / len(x_BD)),
         "use is the sum of f², not of |f|: units must cancel.": (
-            _unit(W_FD + move_FD / f_BF.abs().sum(0)[:, None])
+            _unit(W_FD + sums / f_BF.abs().sum(0)[:, None])
         ),
-        "use is the sum of f², not of f: signs would cancel.": (
-            _unit(W_FD + move_FD / f_BF.sum(0).clamp(min=1e-12)[:, None])
-        ),
-        "the rate is missing.": _unit(W_FD + move_FD / rate / used_F1),
-        "atoms should follow the residual x - f W, not x.": (
-            _unit(W_FD + rate * f_BF.T @ x_BD / used_F1)
-        ),
-        "each atom is a row: norm(dim=1, keepdim=True), not dim=0.": (
-            moved_FD / moved_FD.norm(dim=0, keepdim=True)
-        ),
-        "one length for the whole matrix: each row is to have length 1.": (
-            moved_FD / moved_FD.norm()
-        ),
+        "use is the sum of f², not of f: signs would cancel.": _unit(W_FD + sums / signed),
+        "the rate is missing.": _unit(W_FD + sums / rate / used),
+        "follow the residual x - f W, not x.": _unit(W_FD + rate * f_BF.T @ x_BD / used),
+        "each atom is a row: norm(dim=1, keepdim=True), not dim=0.": long / long.norm(dim=0),
+        "one length for the whole matrix: each row is to have length 1.": long / long.norm(),
     }
-    otherwise = (
-        "compare with W_i + rate * Σ_b f_bi r_b / Σ_b f_bi², each row then divided by its length."
-    )
-    diagnose(new_FD, _unit(moved_FD), wrong, otherwise, atol=1e-5)
+    otherwise = "compare with W_i + rate * Σ_b f_bi r_b / Σ_b f_bi², each row then of length 1."
+    diagnose(new_FD, _unit(long), wrong, otherwise, atol=1e-5)
     _judge_idle(step, W_FD, x_BD, f_BF)
 
 
@@ -201,12 +199,10 @@ def _judge_idle(step: Callable, W_FD: Tensor, x_BD: Tensor, f_BF: Tensor) -> Non
     """An atom that no row uses."""
     f_BF = f_BF.clone()
     f_BF[:, 2] = 0
-    idle_FD = as_tensor(call(step, W_FD.clone(), x_BD, f_BF, 0.5), "the dictionary")
+    idle_FD = as_tensor(_call(step, W_FD, x_BD, f_BF, 0.5), "the dictionary")
     if not close(idle_FD[2], W_FD[2], atol=1e-4):
-        raise Mistake(
-            "an atom that no row uses should stay as it is; yours became 0 / 0 or moved: "
-            ".clamp(min=1e-12) below the division"
-        )
+        kept = "an atom that no row uses should stay as it is; yours became 0 / 0 or moved"
+        raise Mistake(f"{kept}: .clamp(min=1e-12) below the division")
 
 
 SHUFFLED = {
@@ -228,19 +224,16 @@ def shuffled_pixels(guess: Any) -> None:
         raise NotImplementedError
     word = guess.strip().lower()
     meant = next((m for m, starts in SHUFFLED.items() if word.startswith(starts)), None)
-    if meant == "edges":
-        return
-    if meant == "noise":
-        raise Mistake(
-            "shuffling hides the edges from us. Does it hide them from the method? Look for the "
-            "place in its two steps where it uses which pixel lies beside which."
-        )
-    if meant == "blobs":
-        raise Mistake(
-            "then the method would have to know something about neighbours that shuffling takes "
-            "away. Which of its two steps would that be?"
-        )
-    raise Mistake('choose one of "edges", "noise" and "blobs"')
+    wrong = {
+        "noise": "shuffling hides the edges from us. Does it hide them from the method? Look for "
+        "the place in its two steps where it uses which pixel lies beside which.",
+        "blobs": "then the method would have to know something about neighbours that shuffling "
+        "takes away. Which of its two steps would that be?",
+    }
+    if meant in wrong:
+        raise Mistake(wrong[meant])
+    if meant is None:
+        raise Mistake('choose one of "edges", "noise" and "blobs"')
 
 
 @exercise(
@@ -250,14 +243,15 @@ def shuffled_pixels(guess: Any) -> None:
 def first_step_encoder(encoder: Callable) -> None:
     """`first_step_encoder(W_dec_FD, l1_coefficient, curvature)` -> `W_enc_DF`, `b_enc`."""
     W_FD, l1, c = _unit(_draw(6, 4, seed=61)), 0.3, 2.2
-    answer = call(encoder, W_FD, l1, c)
+    answer = _call(encoder, W_FD, l1, c)
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise Mistake("return two things: W_enc_DF, b_enc")
     if any(part is ... or part is None for part in answer):
         raise NotImplementedError
-    W_enc_DF = need_shape(
-        answer[0], (4, 6), "W_enc_DF", "x_BD @ W_enc_DF should be [B, F]: transpose the dictionary."
-    )
+    if as_tensor(answer[0], "W_enc_DF").numel() in (1, 6) and as_tensor(answer[1], "b").ndim == 2:
+        raise Mistake("the order is W_enc_DF, b_enc: the matrix first, then the bias")
+    hint = "x_BD @ W_enc_DF should be [B, F]: transpose the dictionary."
+    W_enc_DF = need_shape(answer[0], (4, 6), "W_enc_DF", hint)
     _judge_matrix(W_enc_DF, W_FD, c)
     b_enc = as_tensor(answer[1], "b_enc")
     if tuple(b_enc.shape) not in ((), (1,), (6,), (1, 6)):
@@ -271,9 +265,9 @@ def _judge_matrix(W_enc_DF: Tensor, W_FD: Tensor, c: float) -> None:
         "W_enc: the gradient's 2 and the step's 1/(2c) make 1/c.": 2 * W_FD.T / c,
         "W_enc: the step is 1/c long; the 1/2 belongs to the threshold only.": W_FD.T / (2 * c),
         "W_enc: from f = 0 the step is + x W^T / c.": -W_FD.T / c,
+        "W_enc: use the curvature that is handed in.": W_FD.T / _steepest(W_FD),
     }
-    otherwise = "W_enc: put f = 0 into ISTA's step; what multiplies x?"
-    diagnose(W_enc_DF, W_FD.T / c, wrong, otherwise)
+    diagnose(W_enc_DF, W_FD.T / c, wrong, "W_enc: put f = 0 into ISTA's step; what multiplies x?")
 
 
 def _judge_bias(b_enc_F: Tensor, l1: float, c: float) -> None:
@@ -285,5 +279,22 @@ def _judge_bias(b_enc_F: Tensor, l1: float, c: float) -> None:
         "b_enc: λ itself is not the threshold: it is λ / (2c).": 2 * c * right,
         "b_enc: without a threshold nothing asks for zeros.": 0 * right,
     }
-    otherwise = "b_enc: which number makes ReLU(x W_enc + b_enc) the thresholded step?"
-    diagnose(b_enc_F, right, wrong, otherwise)
+    diagnose(b_enc_F, right, wrong, "b_enc: which number makes ReLU(x W_enc + b_enc) the step?")
+
+
+def predicted_steps(guess: Any, steps: int) -> Verdict:
+    """A reply to how many steps FISTA is expected to need."""
+    about = f"about {round(steps, -1)}"
+    return guesses.reply_to_number(
+        "how many steps", guess, steps, within=0.35 * steps, span=(0, 10_000),
+        near=f"right: {about}.", low=f"it needs more, {about}.", high=f"it needs fewer, {about}.",
+    )  # fmt: skip
+
+
+def predicted_gap(guess: Any, gap: float) -> Verdict:
+    """A reply to how many times the lowest cost one trained pass is expected to cost."""
+    return guesses.reply_to_number(
+        "what one pass costs", guess, gap, within=0.1, span=(0, 100),
+        near=f"about right: {gap:.1f} times the lowest.",
+        low=f"more: {gap:.1f} times the lowest.", high=f"less: {gap:.1f} times the lowest.",
+    )  # fmt: skip

@@ -35,7 +35,9 @@ def samples(panels: Mapping[str, ArrayLike]) -> Figure:
 def planes(
     W_KGD: ArrayLike, titles: Sequence[str], *, columns: int = 4, pairs: bool = False
 ) -> Figure:
-    """Each model's features as arrows in its two hidden dimensions.
+    """Each model's features as lines from the origin of its two hidden dimensions.
+
+    A feature whose direction is at most 0.5 long is grey: it is not represented.
 
     Args:
         W_KGD: directions `[K, G, 2]`.
@@ -58,29 +60,42 @@ def planes(
 def _arrows(ax: Axes, W_GD: np.ndarray, colours: Sequence[str]) -> None:
     ax.add_patch(plt.Circle((0, 0), 1, fill=False, ls=":", ec=CONTROL, lw=1))
     for g, (x, y) in enumerate(W_GD):
-        ax.plot([0, x], [0, y], color=colours[g], lw=2)
-        ax.plot(x, y, "o", color=colours[g], ms=4)
         norm = np.hypot(x, y)
-        if norm > 0.3:  # labels of forgotten features would pile up in the middle
-            ax.text(x * (1 + 0.22 / norm), y * (1 + 0.22 / norm), g, ha="center", va="center")
+        colour = colours[g] if norm > 0.5 else CONTROL
+        above = 2 if norm > 0.5 else 3  # matplotlib's own for lines, and one more
+        ax.plot([0, x], [0, y], color=colour, lw=2, zorder=above)
+        ax.plot(x, y, "o", color=colour, ms=4, zorder=above)
+        away = 0.22 * np.array([x, y]) / max(norm, 1e-9)
+        if norm <= 0.5:  # a forgotten feature lies along another: its label stands beside it
+            away = np.array([-away[1], away[0]])
+        if norm > 0.2:  # shorter still, labels would pile up in the middle
+            ax.text(x + away[0], y + away[1], g, ha="center", va="center", color=colour)
     ax.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal")
     ax.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 
 
-def responses(panels: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Figure:
+def responses(
+    panels: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], curve: tuple[ArrayLike, ArrayLike]
+) -> Figure:
     """What goes in, what interference makes of it, and what comes out, for each feature.
 
     Args:
         panels: title -> (input `[G]`, W W^T f + b `[G]`, output after ReLU `[G]`).
+        curve: amplitudes of one feature alone, and what comes out of it; the last panel.
     """
-    fig, axes = plt.subplots(1, len(panels), figsize=(7.4, 3.2), sharey=True)
-    for ax, (title, (f_G, before_G, after_G)) in zip(axes, panels.items(), strict=True):
+    fig, axes = plt.subplots(1, len(panels) + 1, figsize=(7.4, 3.2), sharey=True)
+    for ax, (title, (f_G, before_G, after_G)) in zip(axes, panels.items(), strict=False):
         x_G = np.arange(len(np.asarray(f_G)))
         ax.bar(x_G - 0.2, before_G, 0.4, color="#BBBBBB", label="before ReLU")
         ax.bar(x_G + 0.2, after_G, 0.4, color=RECONSTRUCTION, label="output")
         ax.plot(x_G, f_G, "_", color=DATA, ms=24, mew=2, label="input")
         ax.axhline(0, color=DATA, lw=0.8)
+        for x in x_G[np.abs(np.asarray(before_G)) < 0.04]:  # a bar too flat to be seen
+            ax.text(x, 0.03, "≈ 0", ha="center", va="bottom", fontsize=8)
         ax.set(title=title, xlabel="feature", xticks=x_G)
+    axes[-1].plot([0, 1], [0, 1], color=CONTROL, lw=1, ls=":")
+    axes[-1].plot(*curve, color=RECONSTRUCTION, lw=2)
+    axes[-1].set(title="from faint to full", xlabel="input, one feature on", xticks=[0, 0.5, 1])
     axes[0].set_ylabel("amplitude")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
@@ -176,8 +191,8 @@ def staircase(p_P: Sequence[float], dim_PG: ArrayLike, random_G: ArrayLike) -> F
         ax.plot(np.sort(dim_G)[::-1], ".", ms=4, color=colour)
         ax.set_title(f"{title}\nsum {dim_G.sum():.0f}", fontsize=9)
         ax.set_xticks([0, len(dim_G)])
-    for share, name in ((1 / 2, "1/2"), (2 / 5, "2/5")):
-        axes[0].text(len(random), share, name, fontsize=8, va="bottom", ha="right")
+        for share, name in ((1 / 2, "1/2"), (2 / 5, "2/5")):
+            ax.text(len(random), share, name, fontsize=8, va="bottom", ha="right")
     axes[0].set(ylabel="share of a dimension", ylim=(-0.03, 0.75))
     fig.supxlabel("feature, sorted by its share", fontsize=10)
     return fig

@@ -64,6 +64,56 @@ def growing(named: Mapping[str, ArrayLike], *, columns: int) -> Figure:
     return figure
 
 
+def sums(x_ND: ArrayLike, f_NF: ArrayLike, W_FD: ArrayLike, *, shown: int = 5) -> Figure:
+    """Patches as sums: in each row a patch, its strongest atoms, the sum of all that are on.
+
+    The patch, the sum and what is left over share one scale of grey; each atom has its own, as
+    in a mosaic, and its strength above it.
+
+    Args:
+        x_ND: patches.
+        f_NF: their codes.
+        W_FD: the dictionary.
+        shown: how many atoms of each.
+    """
+    x_ND, f_NF, W_FD = (np.asarray(each, dtype=float) for each in (x_ND, f_NF, W_FD))
+    size = math.isqrt(x_ND.shape[1])
+    shape = (len(x_ND), shown + 3)
+    figure, axes = plt.subplots(*shape, figsize=(8.8, 1.27 * len(x_ND)), squeeze=False)
+    for row, x_D, f_F in zip(axes, x_ND, f_NF, strict=True):
+        strongest = np.argsort(-np.abs(f_F))[:shown]
+        sum_D, peak = f_F @ W_FD, np.abs(x_D).max()
+        images = [x_D / peak, *(W_FD[i] / np.abs(W_FD[i]).max() for i in strongest)]
+        images += [sum_D / peak, (x_D - sum_D) / peak]
+        titles = ["patch", *(f"{f_F[i]:+.2f} ×" for i in strongest)]
+        titles += [f"all {(f_F != 0).sum()} added up", "left over"]
+        for axis, title, image in zip(row, titles, images, strict=True):
+            axis.imshow(image.reshape(size, size), cmap="gray", vmin=-1, vmax=1)
+            axis.set_title(title.replace("-", "\N{MINUS SIGN}"), fontsize=9, loc="center")
+            axis.axis("off")
+    return figure
+
+
+def controls(photos: Mapping[str, ArrayLike], named: Mapping[str, ArrayLike]) -> Figure:
+    """Two photographs `[H, W]`, one above the other; beside each, two sets of patches.
+
+    Args:
+        photos: title -> grey image.
+        named: title -> patches `[F, D]`, the upper two first.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(8.8, 6.0), width_ratios=[1.1, 1, 1])
+    for axis, (name, photo) in zip(axes[:, 0], photos.items(), strict=True):
+        axis.imshow(photo, cmap="gray")
+        axis.set_title(name, fontsize=10)
+    for axis, (name, W_FD) in zip(axes[:, 1:].flat, named.items(), strict=True):
+        axis.imshow(mosaic(W_FD, 12), cmap="gray", vmin=-1, vmax=1)
+        axis.set_title(name, fontsize=10)
+    for axis in axes.flat:
+        axis.axis("off")
+        axis.set_anchor("N")
+    return figure
+
+
 def before_and_after(photo: ArrayLike, named: Mapping[str, ArrayLike], *, columns: int) -> Figure:
     """A photograph, and beside it patches in several states.
 

@@ -38,19 +38,35 @@ def cosine_matrices(named: Mapping[str, np.ndarray], *, expected: int = 64) -> F
 
 
 def sweep_curves(
-    l1_K: Sequence[float], columns: Mapping[str, tuple[Sequence[float], str]]
+    l1_K: Sequence[float],
+    columns: Mapping[str, tuple[Sequence[float], str]],
+    l0_K: Sequence[float],
+    *,
+    true_l0: float,
 ) -> Figure:
-    """Several shares (0 to 1) against lambda, each labelled at its end.
+    """What follows from lambda: shares and the like in one panel, L0 in a panel of its own.
 
     Args:
         l1_K: the coefficients.
-        columns: label -> (values, colour).
+        columns: label -> (values near 0 to 1, colour), each labelled at its end.
+        l0_K: features that are on in a row.
+        true_l0: planted features that are on in a row, drawn as a dotted line.
     """
-    figure, axis = plt.subplots(figsize=(7.4, 3.6))
+    layout = {"width_ratios": (1.7, 1)}
+    figure, (axis, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), gridspec_kw=layout)
     for values, colour in columns.values():
         axis.semilogx(l1_K, values, "o-", color=colour, markersize=4)
     label_ends(axis, {k: (l1_K[-1], v[0][-1], v[1]) for k, v in columns.items()})
-    axis.set(xlabel=f"{LAMBDA} (log scale)", ylabel="share (0 to 1)", ylim=(-0.04, 1.08))
+    axis.set(ylabel="share, or γ", ylim=(-0.04, 1.08))
+    right.loglog(l1_K, l0_K, "o-", color=style.FEATURE, markersize=4)
+    right.axhline(true_l0, color=style.DATA, linestyle=":", linewidth=1)
+    right.text(l1_K[0], 0.93 * true_l0, f"planted: {true_l0:g}", va="top", color=style.DATA)
+    ticks = [0.001, 0.01, 0.1, 1, 10]
+    right.set(ylabel="L0, features on in a row (log scale)", yticks=ticks, yticklabels=ticks)
+    for each in (axis, right):
+        ticks = [0.01, 0.03, 0.1, 0.3, 1, 3]
+        each.set(xlabel=f"{LAMBDA} (log scale)", xticks=ticks, xticklabels=ticks)
+        each.minorticks_off()
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from numbers import Real
 
 import ipywidgets as ipw
 import numpy as np
@@ -11,6 +12,7 @@ import plotly.graph_objects as go
 
 from saelearn import dial
 from saelearn.dial import DialPoint, Numbers
+from saelearn.errors import Refusal
 from saelearn.plots import training
 from saelearn.widgets.parts import failure, html_table, notice
 
@@ -25,6 +27,9 @@ class L1Dial(ipw.VBox):
         points: the settings, by rising coefficient; those shipped in data/ by default.
         start: the coefficient that is shown first (the nearest there is).
         train_point: how to train anew; `dial.train_point` by default.
+
+    Raises:
+        Refusal: `start` is no number above 0.
     """
 
     def __init__(
@@ -124,6 +129,12 @@ class L1Dial(ipw.VBox):
 def coefficient_slider(points: list[DialPoint], start: float) -> ipw.SelectionSlider:
     """A slider over the settings that shows the coefficient itself, not its exponent or index."""
     values = [p.numbers.l1_coefficient for p in points]
+    if not isinstance(start, Real) or isinstance(start, bool) or not 0 < start < np.inf:
+        raise Refusal(
+            "start as an L1 coefficient above 0",
+            repr(start),
+            f"a number from {min(values):g} to {max(values):g}; the nearest setting is shown",
+        )
     return ipw.SelectionSlider(
         options=[(f"{value:g}", i) for i, value in enumerate(values)],
         index=int(np.abs(np.log(values) - np.log(start)).argmin()),

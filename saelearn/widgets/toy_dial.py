@@ -13,12 +13,12 @@ from saelearn import toy
 from saelearn.plots import sparsity
 from saelearn.widgets.parts import Latest, failure, html_table, value_slider
 
-P = (1, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
+P = (1, 0.85, 0.7, 0.6, 0.55, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 RATIOS = (1, 0.9, 0.8, 0.7, 0.6, 0.5)  # importance of a feature over that of the one before
 N_FEATURES, D_HIDDEN = 5, 2
 TRAINING = {"n_instances": 12, "steps": 600, "batch_size": 512}
 HEAD = {
-    "crowd": "samples with two or more on",
+    "crowd": "of all samples, with two or more on",
     "kept": "features kept",
     "sum": "shares add up to",
     "loss": "loss ÷ storing nothing",

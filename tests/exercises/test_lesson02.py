@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from every_lesson import *  # noqa: F403
 
@@ -26,6 +27,17 @@ def rescaled_draw(n, n_features, p, *, generator):
 def numpy_sampler(n, n_features, p, *, generator):
     on = coin(n, n_features, p, generator).numpy()
     return on * rand(n, n_features, generator).numpy()
+
+
+def divided_by_p(n, n_features, p, *, generator):
+    """One draw, rescaled: right, but for p = 0."""
+    u = rand(n, n_features, generator)
+    return u / p * (u < p)
+
+
+def simulated(p, importance):
+    on = torch.rand(20_000, len(p)) < p
+    return importance * (on * torch.rand(20_000, len(p))).square().mean(0)
 
 
 def frozen_seed(n, n_features, p, *, generator):
@@ -63,6 +75,10 @@ def many_kept(W):
     return (W.square().sum(1) > 0.25).sum() > W.shape[1]
 
 
+def kept(W, bound):
+    return (W.norm(dim=1) > bound).sum()
+
+
 RIGHT = [
     (check.bug, ("2 in 2, trained",)),
     (check.bug, ("2 in 2 trained",)),
@@ -82,7 +98,7 @@ RIGHT = [
     (check.dimensionality, (share_by_gram,)),
     (check.superposed, (many_kept,)),
     (check.superposed, (lambda W: sum(bool(w.norm() > 0.5) for w in W) > len(W[0]),)),
-    (check.superposed, (lambda W: np.bool_(int((W.norm(dim=1) > 0.3).sum()) > W.shape[1]),)),
+    (check.superposed, (lambda W: np.bool_(int((W.norm(dim=1) >= 0.5).sum()) > W.shape[1]),)),
     (check.cost, (lambda p, importance: importance * p / 3,)),
     (check.cost, (lambda p, importance: (importance * p).numpy() * 0.3333,)),
 ]
@@ -120,6 +136,7 @@ WRONG = [
         (lambda n, G, p, *, generator: torch.randn(n, G) * coin(n, G, p, generator),),
         "between 0 and 1",
     ),
+    (check.sampler, (divided_by_p,), "NaN in the sample for p = 0: is something divided by p"),
     (check.sampler, (frozen_seed,), "same seed"),
     (check.sampler, (own_seed,), "every seed"),
     (
@@ -134,6 +151,8 @@ WRONG = [
     (check.model, (lambda f, W, b: torch.relu(torch.relu(f @ W) @ W.T + b),), "only at the end"),
     (check.model, (lambda f, W, b: torch.relu(f @ W),), "shape (6, 2)"),
     (check.model, (lambda f, W, b: f @ W.T @ W,), "f @ W goes down"),
+    (check.model, (lambda f, W, b: torch.relu((f @ W + b) @ W.T),), "not in the plane"),
+    (check.loss, (lambda f, h, i: torch.tensor(float("nan")),), "a NaN in the loss"),
     (check.loss, (lambda f, h, i: (f - h).square().mean(),), "importance is missing"),
     (check.loss, (lambda f, h, i: (i * (f - h)).square().mean(),), "squared too"),
     (check.loss, (lambda f, h, i: (i * (f - h).square()).sum(),), "batch size"),
@@ -194,6 +213,15 @@ WRONG = [
     (check.superposed, (offdiagonal,), "60 degrees"),
     (check.superposed, (lambda W: (W.norm(dim=1) > 0.5).sum(),), "not a count"),
     (check.superposed, (lambda W: W.norm(dim=1) > 0.5,), "one True or False"),
+    (check.superposed, (lambda W: (W.abs().sum(1) > 0.5).sum() > W.shape[1],), "0.42 long"),
+    (check.superposed, (lambda W: kept(W, 0.5) > torch.linalg.matrix_rank(W),), "on one line"),
+    (check.superposed, (lambda W: kept(W, 0.1) > W.shape[1],), "the bound is 0.5"),
+    (check.superposed, (lambda W: kept(W, 0.3) > W.shape[1],), "the bound is 0.5"),
+    (check.superposed, (lambda W: "yes",), "True or False is wanted, but this is 'yes'"),
+    (check.superposed, (lambda W: float("nan"),), "True or False is wanted, but this is NaN"),
+    (check.cost, (lambda p, i: i * p * 0.33,), "two digits are too few"),
+    (check.cost, (lambda p, i: i * p * float("nan"),), "a NaN in the cost"),
+    (check.cost, (simulated,), "near, but not exact"),
     (check.cost, (lambda p, i: i * p / 2,), "E[f^2] = 1/3, while"),
     (check.cost, (lambda p, i: i * p / 4,), "square of the mean"),
     (check.cost, (lambda p, i: i * p,), "amplitude is missing"),
@@ -203,3 +231,19 @@ WRONG = [
 ]
 
 OPEN = [(check.bug, ("",)), (check.bug, ("...",))]
+
+
+@pytest.mark.parametrize(
+    ("guess", "words"),
+    [(0.01, "sooner"), (0.2, "about right"), (torch.tensor(0.9), "rarer than that")],
+)
+def test_a_guess_of_the_rarity_is_answered(guess, words, monkeypatch):
+    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    verdict = check.predicted_rarity(guess, 0.2)
+    assert verdict.state == "noted"
+    assert words in verdict.message
+
+
+@pytest.mark.parametrize(("guess", "state"), [(..., "open"), (5, "wrong"), ("rare", "wrong")])
+def test_no_guess_or_an_unreadable_one_is_said(guess, state):
+    assert check.predicted_rarity(guess, 0.2).state == state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from every_lesson import *  # noqa: F403
 
@@ -35,6 +36,16 @@ def step_by_autograd(x, f, W, l1, c):
     return torch.nn.functional.softshrink(f.detach() - gradient / (2 * c), l1 / (2 * c))
 
 
+def step_in_place(x, f, W, l1, c):
+    x -= f @ W
+    f += x @ W.T / c
+    return soft(f, l1 / (2 * c))
+
+
+def step_with_its_own_curvature(x, f, W, l1, c):
+    return step(x, f, W, l1, torch.linalg.matrix_norm(W, 2) ** 2)
+
+
 def unit(W):
     return W / W.norm(dim=1, keepdim=True)
 
@@ -58,6 +69,34 @@ def atoms_with_epsilon(W, x, f, rate):
     return torch.nn.functional.normalize(W + rate * move, dim=1)
 
 
+def atoms_in_place(W, x, f, rate):
+    x -= f @ W
+    W += rate * f.T @ x / f.square().sum(0).clamp(min=1e-12)[:, None]
+    W /= W.norm(dim=1, keepdim=True)
+    return W
+
+
+def soft_in_place(a, t):
+    sign = a.sign()
+    a.abs_().sub_(t).clamp_(min=0).mul_(sign)
+    return a
+
+
+def soft_with_if(a, t):
+    if a > t:
+        return a - t
+    return 0 * a
+
+
+def soft_with_max(a, t):
+    return a.sign() * max(a.abs() - t, 0)
+
+
+def soft_with_numpy_if(a, t):
+    a = a.numpy()
+    return a - t if a > t else 0 * a
+
+
 def encoder(W, l1, c):
     return W.T / c, -l1 / (2 * c)
 
@@ -78,9 +117,12 @@ RIGHT = [
     (check.soft_threshold, (soft_by_two_relus,)),
     (check.soft_threshold, (soft_with_numpy,)),
     (check.soft_threshold, (soft_by_cutting,)),
+    (check.soft_threshold, (soft_in_place,)),
     (check.ista_step, (step,)),
+    (check.ista_step, (step_in_place,)),
     (check.ista_step, (step_by_autograd,)),
     (check.dictionary_step, (atoms,)),
+    (check.dictionary_step, (atoms_in_place,)),
     (check.dictionary_step, (atoms_one_by_one,)),
     (check.dictionary_step, (atoms_with_epsilon,)),
     (check.shuffled_pixels, ("edges",)),
@@ -88,6 +130,10 @@ RIGHT = [
     (check.shuffled_pixels, ("the same",)),
     (check.first_step_encoder, (encoder,)),
     (check.first_step_encoder, (encoder_with_a_bias_each,)),
+    (check.predicted_steps, (30, 29)),
+    (check.predicted_steps, (90.0, 29)),
+    (check.predicted_gap, (1.05, 1.4)),
+    (check.predicted_gap, (2, torch.tensor(1.4))),
 ]
 
 WRONG = [
@@ -110,6 +156,13 @@ WRONG = [
     (check.soft_threshold, (lambda a, t: a / a.abs() * (a.abs() - t).relu(),), "NaN"),
     (check.soft_threshold, (lambda a, t: soft(a, t).sum(),), "shape"),
     (check.soft_threshold, (lambda a, t: a,), "not it"),
+    (check.soft_threshold, (soft_with_if,), "torch.relu"),
+    (check.soft_threshold, (soft_with_if,), "at: if a > t:"),
+    (check.soft_threshold, (soft_with_max,), "whole tensor"),
+    (check.soft_threshold, (soft_with_numpy_if,), "whole tensor"),
+    (check.soft_threshold, (lambda a, t: torch.where(a > t, a - t, a + t),), "small numbers"),
+    (check.soft_threshold, (lambda a, t: torch.where(a > 0, a - t, a + t),), "two cases"),
+    (check.soft_threshold, (lambda a, t: torch.where(a.abs() > t, a - t, 0.0),), "a + threshold"),
     (check.ista_step, (lambda x, f, W, l1, c: f + (x - f @ W) @ W.T / c,), "threshold is missing"),
     (
         check.ista_step,
@@ -165,6 +218,8 @@ WRONG = [
         "whole new code",
     ),
     (check.ista_step, (lambda x, f, W, l1, c: f + (x - f @ W) @ W / c,), "raised RuntimeError"),
+    (check.ista_step, (lambda x, f, W, l1, c: f + (x - f @ W) @ W / c,), "times W_dec_FD.T"),
+    (check.ista_step, (step_with_its_own_curvature,), "handed in"),
     (
         check.dictionary_step,
         (lambda W, x, f, rate: W + rate * f.T @ (x - f @ W) / use(f),),
@@ -215,6 +270,9 @@ WRONG = [
         "no row uses",
     ),
     (check.dictionary_step, (lambda W, x, f, rate: f.T @ f,), "shape"),
+    (check.dictionary_step, (lambda W, x, f, r: W + r * f.T @ x / f.pow(2).sum(0),), "[:, None]"),
+    (check.dictionary_step, (lambda W, x, f, r: W / W.norm(dim=1),), "keepdim=True"),
+    (check.dictionary_step, (lambda W, x, f, r: W + f @ (x - f @ W),), "is [F, D]"),
     (
         check.dictionary_step,
         (lambda W, x, f, r: unit(W + r * f.T @ (x - f @ W) / f.sum(0).clamp(min=1e-12)[:, None]),),
@@ -237,8 +295,33 @@ WRONG = [
     (check.first_step_encoder, (lambda W, l1, c: (W.T / c, -l1 / 2),), "so is the threshold"),
     (check.first_step_encoder, (lambda W, l1, c: (W.T / c, -l1),), "λ itself"),
     (check.first_step_encoder, (lambda W, l1, c: (W.T / c, 0.0),), "nothing asks for zeros"),
+    (check.first_step_encoder, (lambda W, l1, c: encoder(W, l1, c)[::-1],), "the order is"),
+    (
+        check.first_step_encoder,
+        (lambda W, l1, c: encoder_with_a_bias_each(W, l1, c)[::-1],),
+        "the order is",
+    ),
+    (
+        check.first_step_encoder,
+        (lambda W, l1, c: encoder(W, l1, torch.linalg.matrix_norm(W, 2) ** 2),),
+        "handed in",
+    ),
     (check.first_step_encoder, (lambda W, l1, c: W.T / c,), "two things"),
     (check.first_step_encoder, (lambda W, l1, c: (W.T / c, torch.zeros(4)),), "one for each atom"),
+    (check.predicted_steps, ("many", 29), "a str"),
+    (check.predicted_steps, (-1, 29), "between 0"),
+    (check.predicted_steps, (True, 29), "a bool"),
+    (check.predicted_gap, ("twice", 1.4), "a str"),
+    (check.predicted_gap, (-1, 1.4), "between 0"),
+    (check.predicted_gap, ([1, 2], 1.4), "a list"),
 ]
 
 OPEN = [(check.shuffled_pixels, ("...",)), (check.first_step_encoder, (lambda *_: (..., ...),))]
+
+
+@pytest.mark.parametrize(
+    ("judge", "truth", "guesses"),
+    [(check.predicted_steps, 29, (10, 30, 100)), (check.predicted_gap, 1.4, (1.05, 1.4, 2))],
+)
+def test_a_prediction_is_answered_according_to_the_guess(judge, truth, guesses):
+    assert len({judge(guess, truth).message for guess in guesses}) == len(guesses)

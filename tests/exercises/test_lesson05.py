@@ -17,6 +17,21 @@ def encode_with_numpy(x, W, b, c):
     return np.maximum(np.einsum("bd,df->bf", (x - c).numpy(), W.numpy()) + b.numpy(), 0)
 
 
+def encode_by_row(x, W, b, c):
+    rows = [torch.einsum("d,df->f", row - c, W) + b for row in x]
+    return torch.stack(rows).clamp(min=0)
+
+
+def encode_in_place(x, W, b, c):
+    return torch.relu(x.sub_(c) @ W + b)
+
+
+def decode_in_place(f, W, c):
+    x_hat = f @ W + c
+    f.zero_()
+    return x_hat
+
+
 def decode(f, W, c):
     return f @ W + c
 
@@ -46,6 +61,10 @@ def loss_over_length(x, y, f, l1):
     return (((x - y) ** 2).sum() + l1 * f.norm(p=1)) / len(x)
 
 
+def loss_in_place(x, y, f, l1):
+    return x.sub_(y).square().sum(1).mean() + l1 * f.sum(1).mean()
+
+
 PREDICTED = {
     "L0": "falls",
     "variance missed": "rises",
@@ -56,7 +75,7 @@ TERSE = {"L0": "down", "variance missed": "up", "gamma": "decreases", "planted f
 
 RIGHT = [
     (check.encode_decode, (encode, decode)),
-    (check.encode_decode, (encode_with_numpy, decode_as_linear)),
+    (check.encode_decode, (encode_by_row, decode_as_linear)),
     (check.prediction, (PREDICTED,)),
     (check.prediction, (TERSE,)),
     (check.prediction, ({name.upper(): word.upper() for name, word in PREDICTED.items()},)),
@@ -65,11 +84,12 @@ RIGHT = [
     (check.best_activation, (best_by_search,)),
     (check.fair_penalty, (price,)),
     (check.fair_penalty, (price_by_rows,)),
-    (check.mended_loss, (mean_loss,)),
-    (check.mended_loss, (loss_over_length,)),
+    (check.l1_loss, (mean_loss,)),
+    (check.l1_loss, (loss_over_length,)),
     (check.translations, (0.3 * 5.6, 0.3 / 32, 0.3 * 128 / 32)),
     (check.translations, (1.68, torch.tensor(0.009375), 1.2)),
     (check.translations, (1.7, 0.0094, 0.3 * 4)),
+    (check.translations, (np.float32(1.68), np.array(0.009375), torch.tensor([1.2]))),
 ]
 
 WRONG = [
@@ -82,6 +102,23 @@ WRONG = [
     (check.encode_decode, (encode, lambda f, W, c: (f @ W + c).relu()), "encoder only"),
     (check.encode_decode, (encode, lambda f, W, c: f @ W.T + c), "raised RuntimeError"),
     (check.encode_decode, (encode, lambda f, W, c: f @ W - c), "not subtracted"),
+    (check.encode_decode, (encode_with_numpy, decode), "use torch throughout"),
+    (
+        check.encode_decode,
+        (lambda *given: torch.as_tensor(encode(*(g.detach() for g in given))).numpy(), decode),
+        "no gradient reaches W_enc_DF",
+    ),
+    (
+        check.encode_decode,
+        (lambda x, W, b, c: encode(x, W, b.detach(), c), decode),
+        "reaches b_enc",
+    ),
+    (check.encode_decode, (encode, lambda f, W, c: decode(f, W.data, c)), "reaches W_dec_FD"),
+    (check.encode_decode, (encode_in_place, decode), "x_BD itself is overwritten"),
+    (check.encode_decode, (encode, decode_in_place), "f_BF itself is overwritten"),
+    (check.prediction, (dict.fromkeys(PREDICTED, ...),), "no answer for 'L0' yet"),
+    (check.prediction, (PREDICTED | {"gamma": None},), "no answer for 'gamma' yet"),
+    (check.prediction, ({"L0": "...", "variance missed": "..."},), "no answer for 'L0' yet"),
     (check.prediction, (PREDICTED | {"L0": "rises"},), "L0: not quite"),
     (check.prediction, (PREDICTED | {"L0": "falls, then rises"},), "L0: not quite"),
     (check.prediction, (PREDICTED | {"gamma": "rises"},), "pulls every activation"),
@@ -108,35 +145,40 @@ WRONG = [
     (check.fair_penalty, (lambda f, W: (f * W.norm(dim=0)).sum(1).mean(),), "columns"),
     (check.fair_penalty, (lambda f, W: (f / W.norm(dim=1)).sum(1).mean(),), "cheaper still"),
     (check.fair_penalty, (lambda f, W: f * W.norm(dim=1),), "shape"),
+    (check.fair_penalty, (lambda f, W: price(f, W).item(),), "no gradient reaches f_BF"),
+    (check.fair_penalty, (lambda f, W: price(f, W.detach()),), "no gradient reaches W_dec_FD"),
+    (check.l1_loss, (lambda *given: mean_loss(*given).item(),), "no gradient reaches x_hat_BD"),
+    (check.l1_loss, (lambda x, y, f, c: mean_loss(x, y, f.data, c),), "gradient reaches f_BF"),
+    (check.l1_loss, (loss_in_place,), "x_BD itself is overwritten"),
     (
-        check.mended_loss,
+        check.l1_loss,
         (lambda x, y, f, c: (x - y).square().sum(1).mean() + c * f.sum(),),
         "grows",
     ),
     (
-        check.mended_loss,
+        check.l1_loss,
         (lambda x, y, f, c: (x - y).square().sum(1).mean() + c * f.mean(),),
         "d_sae",
     ),
     (
-        check.mended_loss,
+        check.l1_loss,
         (lambda x, y, f, c: (x - y).square().mean() + c * f.sum(1).mean(),),
         "by D",
     ),
-    (check.mended_loss, (lambda x, y, f, c: (x - y).square().sum() + c * f.sum(),), "two means"),
+    (check.l1_loss, (lambda x, y, f, c: (x - y).square().sum() + c * f.sum(),), "two means"),
     (
-        check.mended_loss,
+        check.l1_loss,
         (lambda x, y, f, c: (x - y).square().sum(1).mean() + c * f.sum() / 128,),
         "its own size",
     ),
-    (check.mended_loss, (lambda x, y, f, c: mean_loss(x, y, f, 1),), "coefficient is missing"),
+    (check.l1_loss, (lambda x, y, f, c: mean_loss(x, y, f, 1),), "coefficient is missing"),
     (
-        check.mended_loss,
+        check.l1_loss,
         (lambda x, y, f, c: (x - y).square().sum(1).mean() + c * f.sum(0).mean(),),
         "dimension 1",
     ),
     (
-        check.mended_loss,
+        check.l1_loss,
         (lambda x, y, f, c: (x - y).square().sum(1).mean() + c * f.sum() / 256,),
         "fixed 256",
     ),
@@ -145,6 +187,11 @@ WRONG = [
     (check.translations, (0.3 * 5.6, 0.3 * 32, 1.2), "`averaged` is the wrong way round"),
     (check.translations, (0.3 * 5.6, 0.3, 1.2), "`averaged` is unchanged"),
     (check.translations, (0.3 * 5.6, "small", 1.2), "number"),
+    (check.translations, (0.3 * 5.6, "0.009375", 1.2), "number, but it is a str"),
+    (check.translations, ((1.68, 0.0094, 1.2),) * 3, "number, but it is a tuple"),
+    (check.translations, (0.3 * 5.6, 0.3 / 32, float("nan")), "number"),
+    (check.translations, (0.3 * 5.6, 0.3 / 32, 0.3 * 128), "`both` is one of two steps"),
+    (check.translations, (0.3 * 5.6, 0.3 / 32, 0.3 / 32), "`both` is one of two steps"),
     (check.translations, (0.3 * 5.6, 0.3 / (32 * 256), 1.2), "was there before"),
     (check.translations, (0.3 * 5.6, 0.3 / 128, 1.2), "32 dimensions"),
     (check.translations, (0.3 * 5.6, 0.008, 1.2), "nearly right"),
@@ -156,8 +203,25 @@ WRONG = [
     (check.translations, (0.3 * 5.6, 0.3 / 32, 0.3 * 256 * 4), "batch means already"),
 ]
 
-OPEN = [
-    (check.encode_decode, (encode, lambda *_: ...)),
-    (check.prediction, (dict.fromkeys(PREDICTED, ...),)),
-    (check.prediction, ({"L0": "...", "variance missed": "..."},)),
-]
+OPEN = [(check.encode_decode, (encode, lambda *_: ...))]
+
+
+def test_what_passes_is_used_and_nothing_else():
+    """The lesson goes on with the reader's code, or, while that is open or wrong, with its own."""
+    assert check.or_ours(check.encode_decode, encode_by_row, decode) == (encode_by_row, decode)
+    assert check.or_ours(check.l1_loss, loss_over_length) is loss_over_length
+    for judge, wrong in (
+        (check.encode_decode, (encode, lambda *_: ...)),
+        (check.l1_loss, (lambda x, y, f, c: mean_loss(x, y, f, 1),)),
+        (check.best_activation, (lambda a, c: a - c,)),
+        (check.translations, (..., ..., ...)),
+    ):
+        ours = check.or_ours(judge, *wrong)
+        ours = ours if isinstance(ours, tuple) else (ours,)
+        assert len(ours) == len(wrong)
+        assert judge(*ours).passed
+
+
+def test_going_on_does_not_raise_for_the_autograder(monkeypatch):
+    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    assert callable(check.or_ours(check.best_activation, ...))
