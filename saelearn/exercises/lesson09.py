@@ -228,7 +228,7 @@ def choose(function: Callable) -> None:
 
 @exercise("Exercise 9.6", passed="it speaks of the bridge, and still speaks")
 def bridge(tokens_NT: Tensor) -> None:
-    """At least 30 % of 100 or more texts speak of the bridge, at a validity of 0.7 or more."""
+    """At least 60 % of 100 or more texts speak of the bridge, at a validity of 0.8 or more."""
     tokens_NT = as_tensor(tokens_NT, "the texts").long()
     if tokens_NT.ndim != 2 or len(tokens_NT) < 100 or tokens_NT.shape[1] < 40:
         raise Mistake(
@@ -243,20 +243,24 @@ def bridge(tokens_NT: Tensor) -> None:
     rate = tiny.mention_rate(tokens_NT, "Golden_Gate_Bridge")
     valid = tiny.validity(tokens_NT)
     dogs = tiny.mention_rate(tokens_NT, "golden_retriever")
-    if rate < 0.3 and dogs > 0.4:
+    if rate < 0.6 and dogs > 0.4:
         raise Mistake("these texts speak of golden retrievers: take the bridge's direction")
-    if rate < 0.3 and valid < 0.7:
+    if rate < 0.6 and valid < 0.8:
         raise Mistake(
             f"only {rate:.0%} speak of it and validity is {valid:.2f}: far too strong, or not its "
             "direction"
         )
-    if rate < 0.3:
+    if rate < 0.4:  # the features that raise the word and no more stay below
         raise Mistake(
-            f"only {rate:.0%} speak of the bridge (not steered, about one in ten does): try "
-            "the next feature of your list; if it is the right one, push further or at more "
-            "positions"
+            f"only {rate:.0%} speak of the bridge (not steered, about one in six does): try "
+            "another feature of your list; if it is the right one, push further"
         )
-    if valid < 0.7:
+    if rate < 0.6:
+        raise Mistake(
+            f"{rate:.0%} speak of the bridge, so its direction may be right: push further, or at "
+            "more positions"
+        )
+    if valid < 0.8:
         raise Mistake(f"they babble (validity {valid:.2f}): less strength, or fewer positions")
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Tol's "muted" hues (2021) and a grey, in the order of the registers; a name stands beside each
 HUES = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933"]
-HUES += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888", "#BBCCEE"]
+HUES += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888", "#BBCCEE", "#661100"]
 
 
 def next_words(guesses: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:

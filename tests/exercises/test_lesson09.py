@@ -83,6 +83,12 @@ def bridges():
     return at_least_100(having("Golden_Gate_Bridge"))
 
 
+def half():
+    """Half of the texts speak of the bridge."""
+    others_NT = held()[~tiny.mentions(held(), "Golden_Gate_Bridge")]
+    return torch.cat([bridges()[:60], others_NT[:60]])
+
+
 def dogs():
     texts_NT = having("golden_retriever")
     return at_least_100(texts_NT[~tiny.mentions(texts_NT, "Golden_Gate_Bridge")])
@@ -221,7 +227,8 @@ RIGHT += [
     (check.bridge, lambda: (torch.cat([bridges(), held()[:30]]),)),
 ]
 WRONG += [
-    (check.bridge, lambda: (held(),), "next feature"),
+    (check.bridge, lambda: (held(),), "another feature"),
+    (check.bridge, lambda: (half(),), "direction may be right"),
     (check.bridge, lambda: (dogs(),), "bridge's direction"),
     (check.bridge, lambda: (shuffled(),), "far too strong"),
     (check.bridge, lambda: (bridges()[:50],), "at least 100 texts"),
