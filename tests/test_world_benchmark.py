@@ -11,8 +11,8 @@ from scipy.stats import mannwhitneyu
 
 from benchmarks.world import detectors, hierarchy, lies
 from benchmarks.world.__main__ import rounded
-from benchmarks.world.sample import mean_sd
-from saelearn import features, metrics
+from benchmarks.world.sample import Sample, mean_sd
+from saelearn import features, metrics, tiny
 
 
 def test_mean_and_deviation_over_seeds():
@@ -28,6 +28,32 @@ def test_auroc_is_the_mann_whitney_statistic():
     for column, area in zip(f_PF.T, lies.auroc(f_PF, positive_P), strict=True):
         u = mannwhitneyu(column[positive_P], column[~positive_P]).statistic
         assert area == pytest.approx(u / (positive_P.sum() * (~positive_P).sum()))
+
+
+def test_claims_stand_where_a_speaker_is_about_to_name_the_colour():
+    claims = lies.Claims(Sample(400), range(400))
+    named_P = claims.tokens_NT[claims.row_P, claims.at_P + 1]
+    assert len(named_P) > 10 and claims.lies_P.any() and not claims.lies_P.all()
+    assert torch.equal(claims.ids[claims.true_P] != named_P, claims.lies_P)
+    p_true_P, p_lie_P = claims.p()
+    assert p_true_P[~claims.lies_P].mean() > 0.9 and p_lie_P[claims.lies_P].mean() > 0.9
+
+
+def test_a_push_moves_its_places_alone():
+    claims = lies.Claims(Sample(400), range(400))
+    p_true_P, p_lie_P = claims.p()
+    honest_P, push = ~claims.lies_P, lies.Push(tiny.SITE, torch.randn(128))
+    still = claims.pushed(push, 1.0)
+    assert still == pytest.approx(
+        (float(p_true_P[honest_P].mean()), float(p_lie_P[honest_P].mean()))
+    )
+    before_NTV, seen = claims.lm.logits(claims.tokens_NT), []
+    logits = claims.lm.logits
+    claims.lm = SimpleNamespace(logits=lambda *args: seen.append(logits(*args)) or seen[-1])
+    claims.pushed(push._replace(strength=1.0), 50.0)
+    moved_NT = (seen[0] != before_NTV).any(-1)
+    first_N = claims.last_NT.float().argmax(1)
+    assert torch.equal(moved_NT.float().argmax(1), first_N) and moved_NT.any(1).all()
 
 
 def planted(n=4_000):

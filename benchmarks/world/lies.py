@@ -2,19 +2,35 @@
 
 Read where the value is chosen: at "is", right before the colour that somebody claims. Chosen on
 the first half of the documents, scored on the second.
+
+Where one pushes decides. Behind the MLP that joins who speaks with what is true, "lies" is not one
+direction: there it says "not blue" or "not red", a direction for each colour, and their mean says
+little. Before that MLP, in what attention brings to "is", the colours share a part of it. So the
+difference of means is tried at the output of each attention, MLP and block; the default site's
+figure stands beside the chosen one's, and how alike the directions of the colours are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.world.sample import Sample
-from saelearn import steer, tiny
+from saelearn import features, steer, tiny
 
-STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5)
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+
+
+class Push(NamedTuple):
+    """A direction with the site at which it is added, and how far in typical norms of the site."""
+
+    site: str
+    direction_D: Tensor
+    strength: float = 0.0
 
 
 class Claims:
@@ -55,14 +71,33 @@ class Claims:
         true_P = p_PC.gather(1, self.true_P[:, None])[:, 0]
         return true_P, p_PC.sum(1) - true_P
 
-    def push(self, direction_D: Tensor, amount: float) -> dict:
-        """An edit at the places alone (all documents in one pass, in their order)."""
+    def unit(self, site: str) -> float:
+        """The site's typical norm, in which strengths are counted."""
+        x_NTD = self.lm.capture(self.tokens_NT, [site])[site]
+        return steer.typical_norm(x_NTD[:, 1:].flatten(0, 1))
+
+    def means(self, site: str) -> Tensor:
+        """Liars less honest speakers, `[D]`."""
+        return steer.difference_of_means(self.activations(site), self.lies_P)
+
+    def alike(self, site: str) -> float:
+        """Mean cosine between the differences of means of the colours, each taken alone."""
+        x_PD, rows = self.activations(site), []
+        for colour in range(len(self.colours)):
+            here_P = self.true_P == colour
+            rows.append(steer.difference_of_means(x_PD[here_P], self.lies_P[here_P]))
+        cosines = [torch.cosine_similarity(a, b, dim=0) for a, b in combinations(rows, 2)]
+        return float(torch.stack(cosines).mean())
+
+    def pushed(self, push: Push, unit: float) -> tuple[float, float]:
+        """P(true) and P(lie) of honest speakers, pushed at their places alone."""
+        step_D = push.strength * unit * push.direction_D / push.direction_D.norm()
 
         def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-            step_D = amount * direction_D / direction_D.norm()
             return x_BTD + self.last_NT[: len(x_BTD), : x_BTD.shape[1], None] * step_D
 
-        return {tiny.SITE: edit}
+        true_P, lie_P = self.p({push.site: edit})
+        return float(true_P[~self.lies_P].mean()), float(lie_P[~self.lies_P].mean())
 
 
 def measure(
@@ -76,29 +111,39 @@ def measure(
     """
     first = Claims(sample, range(sample.n // 2))
     second = Claims(sample, range(sample.n // 2, sample.n))
-    unit = steer.typical_norm(sample.acts().x_ND)
+    blocks = [site.removesuffix(":out") for site in sample.lm.residual_sites()]
+    sites = [f"{block}{part}" for block in blocks for part in (".attn:out", ".mlp:out", ":out")]
+    units = {site: first.unit(site) for site in sites}
     found: dict[str, float | str] = {}
-    x_PD = first.activations(tiny.SITE)
     reader, liar = _best_reader(sample, readers, first)
     site = tiny.recipes()[reader].site
     f_P = sample.sae(reader).encode(second.activations(site))[:, liar]
     found["auroc"] = float(auroc(f_P[:, None], second.lies_P))
-    p_true_P, p_lie_P = second.p()
-    honest_P, lies_P = ~second.lies_P, second.lies_P
-    found["p_true_before"] = float(p_true_P[honest_P].mean())
-    found["p_true_liar"] = float(p_true_P[lies_P].mean())
-    means_D = steer.difference_of_means(x_PD, first.lies_P)
-    for name, directions in (("", [means_D]), ("feature_", _writers(sample, writers, first))):
-        direction_D, strength = _choose(first, directions, unit)
-        p_true_P, p_lie_P = second.p(second.push(direction_D, strength * unit))
-        found |= {
-            f"{name}p_true_steered": float(p_true_P[honest_P].mean()),
-            f"{name}p_lie_steered": float(p_lie_P[honest_P].mean()),
-            f"{name}strength": strength,
-        }
+    p_true_P, _ = second.p()
+    found["p_true_before"] = float(p_true_P[~second.lies_P].mean())
+    found["p_true_liar"] = float(p_true_P[second.lies_P].mean())
+    means = [Push(each, first.means(each)) for each in sites]
+    tried = {
+        "": means,
+        "default_": [means[sites.index(tiny.SITE)]],
+        "feature_": [Push(tiny.SITE, each_D) for each_D in _writers(sample, writers, first)],
+    }
+    for name, pushes in tried.items():
+        chosen = _choose(first, pushes, units)
+        true, lie = second.pushed(chosen, units[chosen.site])
+        found |= {f"{name}p_true_steered": true, f"{name}p_lie_steered": lie}
+        found |= {f"{name}site": chosen.site, f"{name}strength": chosen.strength}
+    for name in ("", "default_"):
+        found[f"{name}alike"] = first.alike(found[f"{name}site"])
+    at, strength = found["site"], found["strength"]
+    random = [
+        second.pushed(Push(at, direction_D, strength), units[at])[0]
+        for direction_D in features.random_directions(5, len(means[0].direction_D))
+    ]
+    found["random_p_true_steered"] = sum(random) / len(random)
     ablated = {site: steer.ablate(sample.sae(reader), [liar])}
-    found["p_true_liar_ablated"] = float(second.p(ablated)[0][lies_P].mean())
-    return found | {"reader": reader, "feature": liar, "places": len(lies_P)}
+    found["p_true_liar_ablated"] = float(second.p(ablated)[0][second.lies_P].mean())
+    return found | {"reader": reader, "feature": liar, "places": len(second.lies_P)}
 
 
 def auroc(f_PF: Tensor, positive_P: Tensor) -> Tensor:
@@ -128,13 +173,12 @@ def _writers(sample: Sample, saes: Sequence[str], claims: Claims) -> list[Tensor
     return rows
 
 
-def _choose(claims: Claims, directions: list[Tensor], unit: float) -> tuple[Tensor, float]:
-    """The direction and strength with the most probability on lies and the least on the truth."""
-    best = (-2.0, 0, 0.0)
-    for i, direction_D in enumerate(directions):
-        for strength in STRENGTHS:
-            p_true_P, p_lie_P = claims.p(claims.push(direction_D, strength * unit))
-            honest_P = ~claims.lies_P
-            value = float((p_lie_P - p_true_P)[honest_P].mean())
-            best = max(best, (value, i, strength))
-    return directions[best[1]], best[2]
+def _choose(claims: Claims, pushes: list[Push], units: dict[str, float]) -> Push:
+    """The push with the most probability on lies and the least on the truth."""
+
+    def turned(push: Push) -> float:
+        p_true, p_lie = claims.pushed(push, units[push.site])
+        return p_lie - p_true
+
+    tried = [push._replace(strength=strength) for push in pushes for strength in STRENGTHS]
+    return max(tried, key=turned)
