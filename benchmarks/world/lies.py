@@ -57,8 +57,6 @@ class Claims:
         self.true_P = facts_NTC[at_P2[:, 0], self.at_P].float().argmax(-1)
         self.last_NT = torch.zeros(len(self.tokens_NT), 64, dtype=torch.bool)
         self.last_NT[self.row_P, self.at_P] = True
-        self.honest_NT = torch.zeros_like(self.last_NT)
-        self.honest_NT[self.row_P[~self.lies_P], self.at_P[~self.lies_P]] = True
 
     def activations(self, site: str) -> Tensor:
         """`x_PD` at the places."""
