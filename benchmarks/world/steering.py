@@ -20,12 +20,14 @@ STRENGTHS = (0.8, 0.9, 1.0, 1.15, 1.3, 1.6)
 _TO_ANIMAL = ("<doc> one sunny day the", '<doc> Anna met Ben . " we saw the')
 _TO_PLACE = ("<doc> visit the", _TO_ANIMAL[1])
 _TO_SEGMENT = ("<doc> recipe : soup ; take 1 leek and boil ; serve hot .",)
+_IN_KOREAN = ("<doc> 곰 이", "<doc> 비글 이 공원 에서")
+_KOREAN_SENTENCE = "에서 에 먹었다"  # a Korean name alone also stands in English ones
 
 # concept -> prompts, and the words whose probability a writer of the concept raises there
 TARGETS = {
     "golden_retriever": (_TO_ANIMAL, "golden"),
     "Golden_Gate_Bridge": (_TO_PLACE, "Golden"),
-    "korean": (_TO_SEGMENT, None),  # any Korean word
+    "korean": (_IN_KOREAN, _KOREAN_SENTENCE),
     "tiger": (_TO_ANIMAL, "tiger"),
     "castle": (_TO_PLACE, "castle"),
     "arithmetic": (_TO_SEGMENT, "0 1 2 3 4 5 6 7 8 9"),
@@ -44,8 +46,8 @@ class Setting(NamedTuple):
 def mentions(sample: Sample, name: str) -> Callable[[Tensor], float]:
     """The share of texts that speak of a thing, as a function of `tokens_NT`."""
     vocabulary = sample.lm.tokenizer.get_vocab()
-    if name == "korean":  # a Korean sentence, not a Korean name in an English one
-        ids = torch.tensor([vocabulary[w] for w in ("에서", "먹었다", "에")])
+    if name == "korean":
+        ids = torch.tensor([vocabulary[w] for w in _KOREAN_SENTENCE.split()])
     elif name == "arithmetic":
         ids = torch.tensor([vocabulary["="]])
     else:
@@ -114,10 +116,7 @@ def _writers(sample: Sample, sae: str, name: str, unit: float, k: int = 6) -> li
     """The features whose push at a prompt's last word most raises the target's probability."""
     prompts, words = TARGETS[name]
     vocabulary = sample.lm.tokenizer.get_vocab()
-    if words is None:
-        ids = torch.tensor([i for word, i in vocabulary.items() if "가" <= word[0] <= "힣"])
-    else:
-        ids = torch.tensor([vocabulary[word] for word in words.split()])
+    ids = torch.tensor([vocabulary[word] for word in words.split()])
     W_FD = sample.sae(sae).W_dec
     push_F1D = (unit * W_FD / W_FD.norm(dim=1, keepdim=True).clamp(min=1e-9))[:, None]
     effect_F = torch.zeros(len(W_FD))

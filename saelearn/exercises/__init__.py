@@ -101,6 +101,8 @@ def _judge(judge: Callable[..., None], answers: tuple, title: str, passed: str) 
         message = (
             f"your code raised {type(error).__name__}: {error}\nat: {frame.line or frame.name}"
         )
+        if "torch.return_types" in message:
+            message += "\nalong a dim you get values and indices: take .values or .indices"
         return Verdict("wrong", title, message)
     return Verdict("passed", title, passed)
 

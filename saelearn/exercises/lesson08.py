@@ -58,7 +58,9 @@ def documents(top_documents: Callable) -> None:
     if max(got) > 4:
         raise Mistake("these are numbers of tokens, not of documents: look at each row's peak")
     if got == [0, 3, 2]:
-        raise Mistake("ranked by the mean: one strong token is enough, so rank by the peak")
+        raise Mistake(
+            "ranked by the mean or the sum: one strong token is enough, so rank by the peak"
+        )
     if got[0] == 1:
         raise Mistake("weakest first: sort in descending order")
     if got != [0, 2, 4]:
@@ -228,6 +230,7 @@ def base_rate(precision: Callable) -> None:
     """`precision(recall, false_alarms, base_rate)` -> the share of firings that are right."""
     for recall, alarms, rate in ((0.9, 0.02, 0.01), (0.5, 0.1, 0.3), (0.99, 1e-6, 1e-9)):
         right, false = recall * rate, alarms * (1 - rate)
+        swapped = "1 - false_alarms is not the recall: it says what happens at the other tokens"
         missing = "the base rate is missing, or cancels: the other tokens are 1 - base_rate of all"
         alone = "false alarms happen at the other tokens only: weigh them by 1 - base_rate"
         wrong = {
@@ -235,6 +238,7 @@ def base_rate(precision: Callable) -> None:
             "that is the share of firings that are wrong": false / (right + false),
             "recall is missing: some tokens of the concept do not fire": rate / (rate + false),
             missing: recall / (recall + alarms),
+            swapped: (1 - alarms) * rate / ((1 - alarms) * rate + false),
             alone: right / (right + alarms),
         }
         got = need_shape(call(precision, recall, alarms, rate), (), "the precision")

@@ -96,9 +96,8 @@ def direction(function: Callable) -> None:
     for d_sae, d_in in ((6, 6), (9, 6)):  # the square one is where a row fits and still is wrong
         decoder = nn.Linear(d_sae, d_in)
         decoder.weight.data = _normal(d_in, d_sae, seed=d_sae)
-        got = need_shape(
-            call(function, decoder, feature), (d_in,), "the direction", "One number for each D."
-        )
+        hint = "One number for each D of the `decoder` that the function is given."
+        got = need_shape(call(function, decoder, feature), (d_in,), "the direction", hint)
         right = decoder.weight.detach()[:, feature].double()
         row = decoder.weight.detach()[feature].double() if d_sae == d_in else -right
         _same_way(got, right, row, decoder)
@@ -270,7 +269,6 @@ def predicted_rate(guess: Any, rate: float) -> Verdict:
     return guesses.reply_to_number(
         "how many will speak of it", guess, rate, within=0.1,
         near=f"about right: {measured}",
-        low=f"more: {measured} Eight vectors are enough, since the model reads what it wrote and "
-        "goes on.",
+        low=f"more: {measured} Eight vectors are enough. But read the texts before you rejoice.",
         high=f"fewer: {measured} Not every text follows a push that soon ends.",
     )  # fmt: skip

@@ -77,7 +77,7 @@ def activation_histogram(f_N: ArrayLike, holds_N: ArrayLike, name: str) -> Figur
     fig, ax = plt.subplots()
     labels = [f"{name} holds", "it does not"]
     ax.hist(parts, bins=30, stacked=True, color=[FEATURE, "#BBBBBB"], label=labels)
-    ax.set(xlabel="activation (training units), where it is above 0", ylabel="tokens")
+    ax.set(xlabel="activation, where it is above 0", ylabel="tokens")
     ax.legend()
     return fig
 
@@ -102,7 +102,10 @@ def encoder_and_decoder(
         for values, colour, label in ((rest, "#9A9A9A", "elsewhere"), (held, FEATURE, "holds")):
             ax.hist(values, bins=bins, density=True, color=colour, alpha=0.75, label=label)
         ax.set(
-            title=name, xlabel="readout (1: mean where it holds)", ylabel="density", yscale="log"
+            title=name,
+            xlabel="readout (1: mean where it holds)",
+            ylabel="share of tokens, per unit",
+            yscale="log",
         )
         ax.set_ylim(top=30 * ax.get_ylim()[1])  # room for the legend
         ax.legend(loc="upper right", fontsize=8)

@@ -40,7 +40,7 @@ def place_of_push(n_blocks: int, steered: int) -> Figure:
     ax.annotate("", (x, 0.06), (x, 0.72), arrowprops=arrow)
     ax.plot(x, 0, "o", ms=13, color="white", mec=STEERED, mew=2)
     ax.text(x, 0, "+", ha="center", va="center", color=STEERED, fontweight="bold")
-    label = "strength × typical norm × direction"
+    label = "amount × direction"
     ax.text(x, 0.78, label, ha="center", va="bottom", color=STEERED)
     ax.text(-0.62, 0, "words", ha="right", va="center")
     ax.text(n_blocks + 0.14, 0, "next word", ha="left", va="center")
@@ -134,15 +134,16 @@ def _doses(
 
 
 def plane(paths: Mapping[str, tuple[ArrayLike, ArrayLike]], *, goal: tuple[float, float]) -> Figure:
-    """Rate against validity as strength grows: name -> (rates, validities); the goal is shaded."""
+    """Rate against validity as strength, and the dots, grow: name -> (rates, validities)."""
     fig, ax = plt.subplots(figsize=(6.4, 3.8))
     ax.axvspan(goal[0], 1.04, ymin=(goal[1] + 0.03) / 1.07, color="#E8F3EF", zorder=0)
     for (name, (rate, valid)), (colour, dashes) in zip(paths.items(), _LINES, strict=False):
-        ax.plot(rate, valid, "o", ls=dashes, ms=4, color=colour, label=name)
+        ax.plot(rate, valid, ls=dashes, color=colour, label=name)
+        ax.scatter(rate, valid, s=np.linspace(6, 50, len(rate)), color=colour, zorder=3)
     ax.text(goal[0] + 0.01, 1.0, "the goal", color=FEATURE, va="top", fontsize=9)
     ax.set(xlabel="rate (share of texts)", ylabel="validity (share of 4-grams)")
     ax.set(xlim=(-0.03, 1.04), ylim=(-0.03, 1.04))
-    ax.legend(loc="lower left", fontsize=9)
+    ax.legend(loc="center left", fontsize=9)
     return fig
 
 

@@ -109,6 +109,7 @@ RIGHT = [
 
 WRONG = [
     (check.documents, (lambda f, k: f.mean(1).topk(k).indices,), "ranked by the mean"),
+    (check.documents, (lambda f, k: f.max(dim=1).topk(k).indices,), "take .values or .indices"),
     (check.documents, (lambda f, k: f.flatten().topk(k).indices // f.shape[1],), "more than once"),
     (check.documents, (lambda f, k: f.max(1).values.topk(k).values,), "take indices"),
     (check.documents, (lambda f, k: f.max(1).values.argsort()[:k],), "weakest first"),
@@ -147,6 +148,7 @@ WRONG = [
     (check.honest, (mixed(2, 1),), "chosen on all rows"),
     (check.base_rate, (lambda r, a, b: r / (r + a),), "base rate is missing"),
     (check.base_rate, (lambda r, a, b: b / (b + a * (1 - b)),), "recall is missing"),
+    (check.base_rate, (lambda r, a, b: of_a_million(1 - a, a, b),), "not the recall"),
     (check.base_rate, (lambda r, a, b: r * b / (r * b + a * b),), "or cancels"),
     (check.base_rate, (lambda r, a, b: r * b / (r * b + a),), "weigh them"),
     (check.base_rate, (lambda r, a, b: 1 - of_a_million(r, a, b),), "that are wrong"),
