@@ -12,6 +12,8 @@ as surprise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from saelearn import world
 from saelearn.formal import arithmetic, citation, code, http, recipe
 from saelearn.grammar import Bag, Term, Writer
@@ -40,20 +42,25 @@ def story(w: Writer) -> None:
     place = w.pick(world.PLACES)
     _name(w, place)
     w.say(".")
-    while True:
+    _about(w, hero, "called the", lambda: w.pick(_SCENES)(w, hero, weather, place))
+    w.say("end of story .")
+
+
+def _about(w: Writer, subject: Term, somebody: str, goes_on: Callable[[], None]) -> None:
+    """Sentences about one thing: by its name, as "it", or as what somebody calls or likes."""
+    ends = False
+    while not ends:
         actor = w.pick(_ACTORS)
-        w.say({"it": "it", "hero": "the", "name": world.NAMES}[actor])
+        w.say({"it": "it", "subject": "the", "name": world.NAMES}[actor])
         if actor == "name":
-            w.say("called the")
+            w.say(somebody)
         if actor != "it":
-            w.recall(f"about:{name_of(hero)}")
-            _name(w, hero)
+            w.recall(f"about:{name_of(subject)}")
+            _name(w, subject)
         if actor != "name":
-            w.pick(_SCENES)(w, hero, weather, place)
+            goes_on()
         w.say(".")
-        if w.flip(0.3):
-            w.say("end of story .")
-            return
+        ends = w.flip(0.3)
 
 
 def _action(w: Writer, actions: dict[str, Bag[str]], label: str) -> None:
@@ -87,7 +94,7 @@ def _stays(w: Writer, hero: Term, weather: Term, place: Term) -> None:
     _name(w, place)
 
 
-_ACTORS = Bag({"hero": 0.45, "it": 0.35, "name": 0.2})
+_ACTORS = Bag({"subject": 0.45, "it": 0.35, "name": 0.2})
 _SCENES = Bag([_acts, _eats, _feels, _stays])
 
 
@@ -97,24 +104,16 @@ def guide(w: Writer) -> None:
     place = w.pick(world.PLACES)
     _name(w, place)
     w.say(".")
-    while True:
-        actor = w.pick(_ACTORS)
-        w.say({"it": "it", "hero": "the", "name": world.NAMES}[actor])
-        if actor == "name":
-            w.say("likes the")
-        if actor != "it":
-            w.recall(f"about:{name_of(place)}")
-            _name(w, place)
-        if actor != "name":
-            w.say("has")
+
+    def has() -> None:
+        w.say("has")
+        _sight(w, place)
+        if w.flip(0.4):
+            w.say("and")
             _sight(w, place)
-            if w.flip(0.4):
-                w.say("and")
-                _sight(w, place)
-        w.say(".")
-        if w.flip(0.3):
-            w.say("have fun .")
-            return
+
+    _about(w, place, "likes the", has)
+    w.say("have fun .")
 
 
 def _sight(w: Writer, place: Term) -> None:
