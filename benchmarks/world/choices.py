@@ -10,10 +10,12 @@ from benchmarks.world.sample import Sample
 from saelearn import artifacts, tiny
 
 STEERING_SAES = (tiny.name_of(0.3), tiny.name_of(tiny.L1_DEFAULT), "topk")
+_BEHIND = ("block2_topk", "block2_l1")
 BIAS_SAES = (  # alone, and with one behind it
     (tiny.name_of(tiny.L1_DEFAULT),),
     ("topk",),
-    *((name, "block2_l1") for name in detectors.SEEDS),
+    ("block2_topk",),
+    *((name, behind) for name in ("topk", *detectors.SEEDS[:1]) for behind in _BEHIND),
 )
 READERS = tuple(name for name, recipe in tiny.recipes().items() if recipe.model == "lm")
 START = 60_000  # documents that nothing is scored on
@@ -50,11 +52,12 @@ def bias_of(sample: Sample) -> list[bias.Feature]:
     """The fewest features that leave at most 0.1 of the gap, or those that leave the least."""
     chosen = [bias.choose(sample, saes) for saes in BIAS_SAES]
     left = [bias.remaining(sample, each) for each in chosen]
-    rank = [
-        (gap > 0.1, len(each) if gap <= 0.1 else gap)
-        for gap, each in zip(left, chosen, strict=True)
-    ]
-    return chosen[rank.index(min(rank))]
+    return min(zip(left, chosen, strict=True), key=_rank)[1]
+
+
+def _rank(result: tuple[float, list[bias.Feature]]) -> tuple[bool, int, float]:
+    gap, chosen = result
+    return gap > 0.1, len(chosen) if gap <= 0.1 else 0, gap
 
 
 def path() -> Path:
