@@ -225,7 +225,8 @@ STEPS = {
 def build(names: Sequence[str] = (), root: Path | None = None) -> None:
     """Run steps in order (all if none is named), each with the time it will take said first.
 
-    One thread computes, so that the same processor gives the same bits however many cores it has.
+    One thread computes: on the same processor the language model comes out the same to the bit,
+    however many cores it has.
 
     Args:
         names: of `STEPS`.

@@ -46,14 +46,14 @@ def story(w: Writer) -> None:
     w.say("end of story .")
 
 
-def _about(w: Writer, subject: Term, somebody: str, goes_on: Callable[[], None]) -> None:
+def _about(w: Writer, subject: Term, verb: str, goes_on: Callable[[], None]) -> None:
     """Sentences about one thing: by its name, as "it", or as what somebody calls or likes."""
     ends = False
     while not ends:
         actor = w.pick(_ACTORS)
         w.say({"it": "it", "subject": "the", "name": world.NAMES}[actor])
         if actor == "name":
-            w.say(somebody)
+            w.say(verb)
         if actor != "it":
             w.recall(f"about:{name_of(subject)}")
             _name(w, subject)

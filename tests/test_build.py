@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import torch
 
 from saelearn import artifacts, build, dial, pretrain, tiny
 from saelearn.errors import Refusal
@@ -49,6 +50,18 @@ def test_seeds_are_tried_until_the_site_holds_what_was_said(monkeypatch, capsys)
     model, history, seed = build.train_until_remembered(trained.tokenizer)
     assert (model, history, seed) == (trained.model, [(1, 0.5)], 3)
     assert capsys.readouterr().out.count("memories apart after 500 steps") == 3
+
+
+def test_one_thread_computes_and_as_many_as_before_afterwards(tmp_path, monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    step = build.Step(lambda root: seen.append(torch.get_num_threads()), 1, "a look")
+    monkeypatch.setitem(build.STEPS, "probes", step)
+    try:
+        torch.set_num_threads(2)
+        build.build(["probes"], root=tmp_path)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_unknown_step_is_refused_before_any_work(tmp_path):

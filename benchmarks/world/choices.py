@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from benchmarks.world import bias, detectors, steering
@@ -15,14 +16,14 @@ BIAS_SAES = (  # alone, and with one behind it
     (tiny.name_of(tiny.L1_DEFAULT),),
     ("topk",),
     ("block2_topk",),
-    *((name, behind) for name in ("topk", *detectors.SEEDS[:1]) for behind in _BEHIND),
+    *((name, behind) for name in ("topk", tiny.name_of(tiny.L1_DEFAULT)) for behind in _BEHIND),
 )
 READERS = tuple(name for name, recipe in tiny.recipes().items() if recipe.model == "lm")
 START = 60_000  # documents that nothing is scored on
 
 
 def make(n_documents: int) -> dict:
-    """Choose everything anew; half an hour on one core."""
+    """Choose everything anew; about ten minutes on one core."""
     sample = Sample(n_documents, start=START)
     return detectors_of(sample) | {"steering": steering_of(sample), "bias": bias_of(sample)}
 
@@ -49,15 +50,15 @@ def steering_of(sample: Sample) -> dict:
 
 
 def bias_of(sample: Sample) -> list[bias.Feature]:
-    """The fewest features that leave at most 0.1 of the gap, or those that leave the least."""
+    """The fewest features that leave a gap of at most 0.1, of as few the ones that leave least."""
     chosen = [bias.choose(sample, saes) for saes in BIAS_SAES]
     left = [bias.remaining(sample, each) for each in chosen]
     return min(zip(left, chosen, strict=True), key=_rank)[1]
 
 
-def _rank(result: tuple[float, list[bias.Feature]]) -> tuple[bool, int, float]:
+def _rank(result: tuple[float, list[bias.Feature]]) -> tuple[float, float]:
     gap, chosen = result
-    return gap > 0.1, len(chosen) if gap <= 0.1 else 0, gap
+    return (len(chosen) if gap <= 0.1 else math.inf), gap
 
 
 def path() -> Path:

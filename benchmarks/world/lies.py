@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.world.sample import Sample
+from benchmarks.world.sample import Sample, mean_sd
 from saelearn import features, steer, tiny
 
-STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+STRENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 
 
 class Push(NamedTuple):
@@ -39,7 +39,7 @@ class Claims:
     `x_PD` activations, `lies_P` whether the speaker is a liar, `true_P` the fact's colour.
     """
 
-    def __init__(self, sample: Sample, documents: range, typed: bool = True):
+    def __init__(self, sample: Sample, documents: range):
         self.lm = sample.lm
         vocabulary = self.lm.tokenizer.get_vocab()
         names = sample.held.names
@@ -92,7 +92,7 @@ class Claims:
         step_D = push.strength * unit * push.direction_D / push.direction_D.norm()
 
         def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-            return x_BTD + self.last_NT[: len(x_BTD), : x_BTD.shape[1], None] * step_D
+            return x_BTD + self.last_NT[..., None] * step_D
 
         true_P, lie_P = self.p({push.site: edit})
         return float(true_P[~self.lies_P].mean()), float(lie_P[~self.lies_P].mean())
@@ -132,13 +132,14 @@ def measure(
         found |= {f"{name}p_true_steered": true, f"{name}p_lie_steered": lie}
         found |= {f"{name}site": chosen.site, f"{name}strength": chosen.strength}
     for name in ("", "default_"):
-        found[f"{name}alike"] = first.alike(found[f"{name}site"])
+        found[f"{name}alike"] = second.alike(found[f"{name}site"])
     at, strength = found["site"], found["strength"]
     random = [
-        second.pushed(Push(at, direction_D, strength), units[at])[0]
+        second.pushed(Push(at, direction_D, strength), units[at])
         for direction_D in features.random_directions(5, len(means[0].direction_D))
     ]
-    found["random_p_true_steered"] = sum(random) / len(random)
+    for key, values in zip(("p_true", "p_lie"), zip(*random, strict=True), strict=True):
+        found |= mean_sd(f"random_{key}_steered", list(values))
     ablated = {site: steer.ablate(sample.sae(reader), [liar])}
     found["p_true_liar_ablated"] = float(second.p(ablated)[0][second.lies_P].mean())
     return found | {"reader": reader, "feature": liar, "places": len(second.lies_P)}

@@ -16,18 +16,17 @@ from benchmarks.world.sample import Sample
 from saelearn import features, steer, tiny
 
 SPANS = {"first 8": range(1, 9), "first 16": range(1, 17), "everywhere": steer.EVERYWHERE}
-STRENGTHS = (0.8, 0.9, 1.0, 1.15, 1.3, 1.6)
+STRENGTHS = (0.5, 0.65, 0.8, 0.9, 1.0, 1.15, 1.3, 1.6)
 _TO_ANIMAL = ("<doc> one sunny day the", '<doc> Anna met Ben . " we saw the')
 _TO_PLACE = ("<doc> visit the", _TO_ANIMAL[1])
 _TO_SEGMENT = ("<doc> recipe : soup ; take 1 leek and boil ; serve hot .",)
-_IN_KOREAN = ("<doc> 곰 이", "<doc> 비글 이 공원 에서")
 _KOREAN_SENTENCE = "에서 에 먹었다"  # a Korean name alone also stands in English ones
 
 # concept -> prompts, and the words whose probability a writer of the concept raises there
 TARGETS = {
     "golden_retriever": (_TO_ANIMAL, "golden"),
     "Golden_Gate_Bridge": (_TO_PLACE, "Golden"),
-    "korean": (_IN_KOREAN, _KOREAN_SENTENCE),
+    "korean": (_TO_SEGMENT, _KOREAN_SENTENCE),
     "tiger": (_TO_ANIMAL, "tiger"),
     "castle": (_TO_PLACE, "castle"),
     "arithmetic": (_TO_SEGMENT, "0 1 2 3 4 5 6 7 8 9"),

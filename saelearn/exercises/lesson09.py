@@ -251,7 +251,7 @@ def bridge(tokens_NT: Tensor) -> None:
         )
     if rate < 0.4:  # the features that raise the word and no more stay below
         raise Mistake(
-            f"only {rate:.0%} speak of the bridge (not steered, about one in six does): try "
+            f"only {rate:.0%} speak of the bridge (not steered, about one in eight does): try "
             "another feature of your list; if it is the right one, push further"
         )
     if rate < 0.6:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Tol's "muted" hues (2021) and a grey, in the order of the registers; a name stands beside each
+# Tol's "muted" hues (2021) and three more, in the order of the registers; a name stands beside each
 HUES = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933"]
 HUES += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888", "#BBCCEE", "#661100"]
 

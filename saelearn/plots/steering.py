@@ -134,7 +134,10 @@ def _doses(
 
 
 def plane(paths: Mapping[str, tuple[ArrayLike, ArrayLike]], *, goal: tuple[float, float]) -> Figure:
-    """Rate against validity as strength, and the dots, grow: name -> (rates, validities)."""
+    """Rate against validity as strength, and the dots, grow: name -> (rates, validities).
+
+    The goal, from (rate, validity) on, is shaded.
+    """
     fig, ax = plt.subplots(figsize=(6.4, 3.8))
     ax.axvspan(goal[0], 1.04, ymin=(goal[1] + 0.03) / 1.07, color="#E8F3EF", zorder=0)
     for (name, (rate, valid)), (colour, dashes) in zip(paths.items(), _LINES, strict=False):
