@@ -87,7 +87,9 @@ def train_until_remembered(tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Modul
     docs = list(corpus.documents(1_000, seed=corpus.HELD_OUT))
     tokens_NT = corpus.encode(docs, tokenizer.get_vocab())
     names = [name for pair in MEMORIES for name in pair]
-    holds_NC = corpus.labels(docs, names)[:, 1:].flatten(0, 1).bool()
+    # at "the" alone: at any other word (some hold in Korean) that word would tell them apart
+    the_N = (tokens_NT[:, 1:] == tokenizer.get_vocab()["the"]).flatten()
+    holds_NC = corpus.labels(docs, names)[:, 1:].flatten(0, 1).bool() & the_N[:, None]
 
     def look(step: int, model: nn.Module) -> None:
         if step == MEMORY_AFTER:
