@@ -31,7 +31,7 @@ def test_auroc_is_the_mann_whitney_statistic():
 
 
 def test_claims_stand_where_a_speaker_is_about_to_name_the_colour():
-    claims = lies.Claims(Sample(400), range(400))
+    claims = lies.Claims(Sample(400), slice(None))
     named_P = claims.tokens_NT[claims.row_P, claims.at_P + 1]
     assert len(named_P) > 10 and claims.lies_P.any() and not claims.lies_P.all()
     assert torch.equal(claims.ids[claims.true_P] != named_P, claims.lies_P)
@@ -40,18 +40,19 @@ def test_claims_stand_where_a_speaker_is_about_to_name_the_colour():
 
 
 def test_a_push_moves_its_places_alone():
-    claims = lies.Claims(Sample(400), range(400))
+    claims = lies.Claims(Sample(400), slice(None))
     p_true_P, p_lie_P = claims.p()
     honest_P, push = ~claims.lies_P, lies.Push(tiny.SITE, torch.ones(128))
     still = claims.pushed(push, 1.0)
     assert still == pytest.approx(
         (float(p_true_P[honest_P].mean()), float(p_lie_P[honest_P].mean()))
     )
-    seen, logits = [], claims.lm.logits
-    claims.lm = SimpleNamespace(logits=lambda *args: seen.append(args[1]) or logits(*args))
+    seen, few, logits = [], claims.with_honest, claims.lm.logits
+    few.lm = SimpleNamespace(logits=lambda *args: seen.append(args[1]) or logits(*args))
     claims.pushed(push._replace(strength=1.0), 50.0)
-    moved_NTD = seen[0][tiny.SITE](torch.zeros(*claims.tokens_NT.shape, 128), torch.arange(64))
-    assert torch.allclose(moved_NTD.norm(dim=-1), 50.0 * claims.last_NT)
+    moved_NTD = seen[0][tiny.SITE](torch.zeros(*few.tokens_NT.shape, 128), torch.arange(64))
+    assert torch.allclose(moved_NTD.norm(dim=-1), 50.0 * few.last_NT)
+    assert len(few.tokens_NT) < len(claims.tokens_NT)
 
 
 def planted(n=4_000):

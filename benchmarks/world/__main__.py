@@ -32,7 +32,7 @@ class Size(NamedTuple):
     both_ways: bool  # steering at every position too
 
 
-FULL, QUICK = Size(3, 2_000, 6_000, 200, 3, True), Size(2, 400, 1_500, 60, 1, False)
+FULL, QUICK = Size(3, 2_000, 6_000, 200, 3, True), Size(2, 400, 1_200, 60, 1, False)
 
 
 def measure(size: Size, chosen: dict, say: Callable[[str], None] = lambda text: None) -> dict:

@@ -12,7 +12,9 @@ figure stands beside the chosen one's, and how alike the directions of the colou
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import combinations
 from typing import NamedTuple
 
@@ -39,24 +41,37 @@ class Claims:
     `x_PD` activations, `lies_P` whether the speaker is a liar, `true_P` the fact's colour.
     """
 
-    def __init__(self, sample: Sample, documents: range):
+    def __init__(self, sample: Sample, chosen: slice):
         self.lm = sample.lm
         vocabulary = self.lm.tokenizer.get_vocab()
         names = sample.held.names
-        labels_NTC = sample.held.labels_NTC[documents.start : documents.stop, :-1]
+        labels_NTC = sample.held.labels_NTC[chosen, :-1]
         self.colours = [name.split(":")[1] for name in names if name.startswith("fact:")]
         self.ids = torch.tensor([vocabulary[c] for c in self.colours])
         facts_NTC = labels_NTC[..., [names.index(f"fact:{c}") for c in self.colours]]
         liar_NT = labels_NTC[..., names.index("speaker:liar")]
         honest_NT = labels_NTC[..., names.index("speaker:honest")]
         at_P2 = (liar_NT | honest_NT).nonzero()
-        self.documents, self.row_P = at_P2[:, 0].unique(return_inverse=True)
+        documents, self.row_P = at_P2[:, 0].unique(return_inverse=True)
         self.at_P = at_P2[:, 1]
-        self.tokens_NT = sample.held.tokens_NT[documents.start : documents.stop][self.documents]
+        self.tokens_NT = sample.held.tokens_NT[chosen][documents]
         self.lies_P = liar_NT[at_P2[:, 0], self.at_P]
         self.true_P = facts_NTC[at_P2[:, 0], self.at_P].float().argmax(-1)
         self.last_NT = torch.zeros(len(self.tokens_NT), 64, dtype=torch.bool)
         self.last_NT[self.row_P, self.at_P] = True
+
+    @cached_property
+    def with_honest(self) -> Claims:
+        """The same in those documents in which somebody honest speaks: a push needs no others."""
+        kept_N = torch.zeros(len(self.tokens_NT), dtype=torch.bool)
+        kept_N[self.row_P[~self.lies_P]] = True
+        kept_P, few = kept_N[self.row_P], copy.copy(self)
+        few.tokens_NT, few.last_NT = self.tokens_NT[kept_N], self.last_NT[kept_N]
+        few.row_P = (kept_N.cumsum(0) - 1)[self.row_P[kept_P]]
+        few.at_P, few.lies_P, few.true_P = (
+            each_P[kept_P] for each_P in (self.at_P, self.lies_P, self.true_P)
+        )
+        return few
 
     def activations(self, site: str) -> Tensor:
         """`x_PD` at the places."""
@@ -91,11 +106,13 @@ class Claims:
         """P(true) and P(lie) of honest speakers, pushed at their places alone."""
         step_D = push.strength * unit * push.direction_D / push.direction_D.norm()
 
-        def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-            return x_BTD + self.last_NT[..., None] * step_D
+        few = self.with_honest
 
-        true_P, lie_P = self.p({push.site: edit})
-        return float(true_P[~self.lies_P].mean()), float(lie_P[~self.lies_P].mean())
+        def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+            return x_BTD + few.last_NT[..., None] * step_D
+
+        true_P, lie_P = few.p({push.site: edit})
+        return float(true_P[~few.lies_P].mean()), float(lie_P[~few.lies_P].mean())
 
 
 def measure(
@@ -107,8 +124,8 @@ def measure(
         readers: SAEs among whose features the one is looked for that knows who lies.
         writers: SAEs whose features are pushed, beside the difference of means.
     """
-    first = Claims(sample, range(sample.n // 2))
-    second = Claims(sample, range(sample.n // 2, sample.n))
+    first = Claims(sample, slice(0, sample.n // 2))
+    second = Claims(sample, slice(sample.n // 2, None))
     blocks = [site.removesuffix(":out") for site in sample.lm.residual_sites()]
     sites = [f"{block}{part}" for block in blocks for part in (".attn:out", ".mlp:out", ":out")]
     units = {site: first.unit(site) for site in sites}
