@@ -270,9 +270,6 @@ def predicted_share(guess: Any, share: float) -> Verdict:
     )  # fmt: skip
 
 
-# --- the riddle -----------------------------------------------------------------------------------
-
-
 def riddle(f_NF: Tensor, labels_NC: Tensor, names: Sequence[str], *, start: int) -> int:
     """The first feature from `start` on (then from 0) that a concept of the key fits well.
 
