@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from saelearn.kernels import Kernel, Plan
 from saelearn.sae import SAE
 from saelearn.toy import PlantedFeatures
-from saelearn.train import step, train
+from saelearn.train import train
+from saelearn.train.fast import Kernel, Plan
+from saelearn.train.loop import step
 
 B, D, F = 8_192, 768, 24_576
 DENSE = Plan("plain", 0.0)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch.nn.functional import linear
 
-from saelearn.tuning import processor
+from saelearn.train.fast import processor
 
 PEERS = ("sae-lens", "dictionary-learning", "overcomplete", "eai-sparsify")
 

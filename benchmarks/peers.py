@@ -52,10 +52,9 @@ class Problem:
 
 def saelearn(problem: Problem) -> Step:
     """Ours: what `train.train` does in a step, the plan measured beforehand."""
-    from saelearn.kernels import Kernel
     from saelearn.sae import SAE
-    from saelearn.step import Adam, step
-    from saelearn.tuning import measured_plan
+    from saelearn.train import Adam, step
+    from saelearn.train.fast import Kernel, measured_plan
 
     (D, F), B = problem.W_enc_DF.shape, problem.x_NBD.shape[1]
     sae, following = SAE(D, F), problem.batches()

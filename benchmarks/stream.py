@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from saelearn.shards import DTYPES, Tokens, Writer
-from saelearn.store import MEMORY_LIMIT, ActivationStore
+from saelearn.activations import MEMORY_LIMIT, ActivationStore
+from saelearn.activations.shards import DTYPES, Tokens, Writer
 
 DOCUMENT = 127  # rows of one made-up document: 128 tokens without the first
 BASE = 256  # the digits of a row's number: whole numbers that bfloat16 holds too

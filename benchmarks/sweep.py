@@ -19,9 +19,8 @@ import torch
 from torch import nn
 
 from benchmarks import machine
-from saelearn.sweep import sweep
 from saelearn.toy import PlantedFeatures
-from saelearn.train import train
+from saelearn.train import sweep, train
 
 K, F = 16, 128
 COEFFICIENTS = [float(v) for v in torch.logspace(-1.5, 0.3, K)]

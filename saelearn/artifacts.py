@@ -1,4 +1,4 @@
-"""Find, verify, load and safely write files: data/ of the course, or a user's own. Layer 0.
+"""Find, verify, load and safely write files: data/ of the course, or a user's own.
 
 What the course ships lies in `data/`, and `data/manifest.json` holds each file's sha256. A file
 is compared with it once per process, before it is used. Writing always goes to a temporary name

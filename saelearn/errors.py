@@ -1,4 +1,4 @@
-"""Readable refusals: what was expected, what came, what to do. Layer 0."""
+"""Readable refusals: what was expected, what came, what to do."""
 
 from __future__ import annotations
 

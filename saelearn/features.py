@@ -1,4 +1,4 @@
-"""What does feature 317 mean? Evidence about features, as arrays. Layer 3. Lesson 08.
+"""What does feature 317 mean? Evidence about features, as arrays. Lesson 08.
 
 Shapes: N documents of T tokens (flattened, N rows), D activation width, F features, C concepts,
 R registers, V vocabulary.

@@ -1,4 +1,4 @@
-"""What to measure about a sparse autoencoder: pure functions of arrays. Layer 1.
+"""What to measure about a sparse autoencoder: pure functions of arrays.
 
 Shapes: N rows (tokens or samples), D activation width, F SAE features, G true features, S scored
 candidates (features, neurons or directions), C concepts.

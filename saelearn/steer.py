@@ -1,4 +1,4 @@
-"""Change what a model says by changing one direction. Layer 3. Lesson 09.
+"""Change what a model says by changing one direction. Lesson 09.
 
 Three edits (add, clamp, ablate), the directions to compare, and dose against response with
 controls. Strengths are in units of the site's mean centred activation norm (`typical_norm`), so

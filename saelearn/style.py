@@ -1,4 +1,4 @@
-"""One palette, one meaning per colour, for matplotlib and plotly alike. Layer 0.
+"""One palette, one meaning per colour, for matplotlib and plotly alike.
 
 The hues are Okabe and Ito's (2008), told apart by colour-blind readers; each reaches a contrast
 of 3:1 on white. Figures have an opaque white ground, so that they read on dark themes too.

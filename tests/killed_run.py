@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from saelearn import artifacts
-from saelearn.kernels import Plan
+from saelearn.activations import ActivationStore
 from saelearn.sae import SAE
-from saelearn.store import ActivationStore
 from saelearn.toy import PlantedFeatures
-from saelearn.train import Trained, train
+from saelearn.train import train
+from saelearn.train.fast import Plan
+from saelearn.train.loop import Trained
 
 SHAPES = {"small": (8, 16, 64), "sparse": (48, 512, 128)}  # D, F, B
 PLANS = {

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from killed_run import bits, run
 
-from saelearn import artifacts, parallel
+from saelearn import artifacts
 from saelearn.errors import Refusal
+from saelearn.train import parallel
 
 
 def one(folder: Path, number: int, arguments: dict[str, Any]) -> None:

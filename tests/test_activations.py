@@ -12,6 +12,7 @@ from tiny_models import FAMILIES, WIDTH, make, some_tokens
 from torch import Tensor
 
 from saelearn.activations import (
+    ActivationStore,
     ablation,
     chunk,
     collect,
@@ -19,13 +20,12 @@ from saelearn.activations import (
     measure_loss_recovered,
     splice,
     stream,
-    write,
 )
+from saelearn.activations.harvest import write
+from saelearn.activations.shards import Tokens
 from saelearn.errors import ArtifactError, Refusal
 from saelearn.lm import LM
 from saelearn.sae import SAE
-from saelearn.shards import Tokens
-from saelearn.store import ActivationStore
 
 TOKENS = some_tokens(9, 10)
 SITE = "blocks.1.hook_resid_post"

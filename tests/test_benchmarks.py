@@ -44,8 +44,8 @@ def test_the_problem_has_the_share_of_active_features_that_it_names(l0):
 
 def test_ours_and_the_textbook_take_the_same_step():
     """From the same weights, with the same loss: the bench would compare apples with pears."""
-    from saelearn.kernels import Kernel
     from saelearn.sae import l1_loss
+    from saelearn.train.fast import Kernel
 
     problem = peers.Problem.make(50, 16, 64, 0.1, n=1)
     sae = SAE(16, 64)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from saelearn import dial
+from saelearn.tiny import dial
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = [

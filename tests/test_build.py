@@ -5,10 +5,11 @@ from functools import partial
 import pytest
 import torch
 
-from saelearn import artifacts, build, dial, pretrain, tiny
+from saelearn import artifacts, tiny
 from saelearn.errors import Refusal
 from saelearn.lm import LM
-from saelearn.variants import TopK
+from saelearn.sae import TopK
+from saelearn.tiny import build, dial, pretrain, shipped
 
 
 def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
@@ -16,7 +17,7 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretrain, "train_model", small)
     training = {"steps": 3, "batch_size": 64, "lr": 1e-3, "log_every": 1}
     monkeypatch.setattr(build, "SAE_TRAINING", training)
-    monkeypatch.setattr(tiny, "D_SAE", 16)
+    monkeypatch.setattr(shipped, "D_SAE", 16)
     monkeypatch.setattr(dial, "L1_COEFFICIENTS", (0.3,))
     for name in ("HELD_OUT", "FOURGRAM", "SAE", "PROBE"):
         monkeypatch.setattr(build, f"{name}_DOCUMENTS", 40)

@@ -20,9 +20,10 @@ import pytest
 import torch
 from killed_run import bits, run
 
-from saelearn import artifacts, checkpoint
+from saelearn import artifacts
 from saelearn.errors import ArtifactError, Refusal
-from saelearn.stopping import Stop
+from saelearn.train import checkpoint, loop
+from saelearn.train.stopping import Stop
 
 SOURCES = ("tensor", "stream", "store")
 
@@ -81,7 +82,7 @@ def test_the_runs_of_these_tests_resample(monkeypatch):
         counts.append(resample(*positional, **named))
         return counts[-1]
 
-    monkeypatch.setattr(train, "resample", counting)
+    monkeypatch.setattr(loop, "resample", counting)
     run()
     run(shape="sparse", plan="mixed")
     assert len(counts) == 4 and min(counts) > 0
@@ -126,7 +127,7 @@ def test_a_step_under_way_is_not_saved(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(train, "step", torn_step)
+    monkeypatch.setattr(loop, "step", torn_step)
     torn_run = run(checkpoint=tmp_path, checkpoint_every=5)
     assert torn_run.steps == 9
     assert checkpoint.load(tmp_path).record["step"] == 5

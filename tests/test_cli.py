@@ -20,11 +20,14 @@ import torch
 from servers import stop, wait_for
 
 import saelearn
-from saelearn import artifacts, build, checkpoint, cli, course, jobs, metrics
+from saelearn import artifacts, course, metrics
+from saelearn.cli import commands as cli
+from saelearn.cli import jobs
 from saelearn.errors import Refusal
 from saelearn.sae import SAE
+from saelearn.tiny import build
 from saelearn.toy import PlantedFeatures
-from saelearn.train import train
+from saelearn.train import checkpoint, train
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:

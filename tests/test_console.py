@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saelearn import activations, console, features, steer, tiny
-from saelearn.console import Console
+from saelearn import activations, features, steer, tiny
 from saelearn.errors import Refusal
 from saelearn.sae import SAE
+from saelearn.tiny import console
+from saelearn.tiny.console import Console
 
 
 @pytest.fixture(scope="module")

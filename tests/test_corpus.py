@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from saelearn import artifacts, corpus
+from saelearn.corpus.grammar import Bag, Term, Writer
+from saelearn.corpus.registers import REGISTERS
 from saelearn.errors import Refusal
-from saelearn.grammar import Bag, Term, Writer
-from saelearn.registers import REGISTERS
 
 REGISTERS_BY_NAME = {register.__name__: register for register in REGISTERS}
 

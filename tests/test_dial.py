@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from saelearn import artifacts, dial, metrics, sae
+from saelearn import artifacts, metrics, sae
+from saelearn.tiny import dial
 
 
 @pytest.fixture(scope="module")

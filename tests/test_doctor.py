@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from saelearn import artifacts, doctor
+from saelearn import artifacts
+from saelearn.cli import doctor
 
 
 @pytest.fixture

@@ -5,10 +5,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from saelearn import active, kernels
-from saelearn.encoders import ENCODERS
-from saelearn.kernels import Kernel, Plan, Stack
 from saelearn.sae import SAE, l1_loss
+from saelearn.train.fast import ENCODERS, Kernel, Plan, Stack, active, kernels
 
 PLANS = [Plan("plain", 0.0), *(Plan(encoder, 1.1) for encoder in ENCODERS)]
 

@@ -10,8 +10,8 @@ import scipy.linalg
 import torch
 from sklearn.decomposition import PCA as ReferencePCA
 
-from saelearn import linear
 from saelearn.errors import Refusal
+from saelearn.toy import linear
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ import sys
 import pytest
 import torch
 
-from saelearn import memory
 from saelearn.errors import Refusal
-from saelearn.train import sweep, train
+from saelearn.train import memory, sweep, train
 
 
 def test_lesson_07s_sum_for_gpt_3():
@@ -39,9 +38,10 @@ def test_more_of_anything_takes_more():
 
 GROWTH = """
 import torch
-from saelearn import memory
-from saelearn.kernels import Plan
-from saelearn.train import sweep, train
+from saelearn.train import memory
+from saelearn.train.fast import Plan
+from saelearn.train import sweep
+from saelearn.train import train
 D, F, B, below = {}
 def training(x, features):
     train(x, features, l1_coefficient=1.0, steps=3, batch_size=B, progress=False,
@@ -111,7 +111,9 @@ def test_an_unknown_amount_is_not_refused(monkeypatch):
 
 def test_training_asks_before_it_spends(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 1_000_000)
-    monkeypatch.setattr("saelearn.train.SAE.from_data", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(
+        "saelearn.train.loop.SAE.from_data", lambda *_, **__: pytest.fail("too late")
+    )
     with pytest.raises(Refusal, match="d_sae="):
         train(torch.randn(2_000, 64), 10_000, l1_coefficient=1.0, steps=5, progress=False)
 
@@ -127,7 +129,7 @@ def test_training_says_what_it_takes_before_it_takes_it(monkeypatch, capsys):
     words = memory.in_units(sum(memory.needed(8, 32, 64).values()))
     assert f"2 SAEs at once, {words} of memory:   0%" in capsys.readouterr().err
     assert both[0].memory == memory.needed(8, 32, 64)
-    monkeypatch.setattr("saelearn.train.SAE.from_data", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("saelearn.train.loop.SAE.from_data", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(torch.randn(200, 8), 16, l1_coefficient=0.1, **arguments)
     assert "of memory:   0%" in capsys.readouterr().err

@@ -17,9 +17,10 @@ import shared_run
 import torch
 from killed_run import bits, run
 
-from saelearn import artifacts, parallel
+from saelearn import artifacts
 from saelearn.errors import Refusal
 from saelearn.sae import SAE
+from saelearn.train import parallel
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun and signals as POSIX has them")
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from saelearn import linear, metrics, sae, toy, train
+from saelearn import metrics, sae, toy, train
+from saelearn.toy import linear
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "01_autoencoders.ipynb"
 HOUSE = toy.PlantedFeatures.make(n_features=200, d_in=100, p=20 / 200)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from saelearn import toy, toy_step
+from saelearn import toy
+from saelearn.toy import toy_step
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "02_superposition.ipynb"
 

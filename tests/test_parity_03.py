@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from saelearn import sparse_coding, toy
+from saelearn import toy
 from saelearn.plots import patches
+from saelearn.toy import sparse_coding
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "03_sparse_coding.ipynb"
 PLANTED = toy.PlantedFeatures.make(seed=4)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from saelearn import dial, metrics, sae, train
+from saelearn import metrics, sae, train
 from saelearn.exercises import lesson05 as check
+from saelearn.tiny import dial
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "05_l1_dial.ipynb"
 

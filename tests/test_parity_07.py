@@ -11,12 +11,12 @@ import pytest
 import tiny_models
 import torch
 
-from saelearn import memory, metrics
+from saelearn import metrics
 from saelearn.activations import collect
-from saelearn.batches import mean_norm_scale
-from saelearn.kernels import Kernel
 from saelearn.sae import SAE, SAEOutput, l1_loss
-from saelearn.train import step
+from saelearn.train import mean_norm_scale, memory
+from saelearn.train.fast import Kernel
+from saelearn.train.loop import step
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "07_training.ipynb"
 

@@ -27,7 +27,7 @@ def random_sae(seed: int = 0, **arguments) -> SAE:
     generator = torch.Generator().manual_seed(seed)
     sae = SAE(D, F, **arguments)
     for parameter in sae.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator)
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
     return sae
 
 

@@ -14,9 +14,10 @@ import torch
 from sklearn.decomposition import sparse_encode
 from sklearn.linear_model import Lasso
 
-from saelearn import metrics, sparse_coding, toy
+from saelearn import metrics, toy
 from saelearn.errors import Refusal
 from saelearn.plots import patches
+from saelearn.toy import sparse_coding
 
 L1 = 0.1
 

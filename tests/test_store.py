@@ -19,11 +19,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from saelearn import batches
+from saelearn.activations import ActivationStore
+from saelearn.activations.shards import DTYPES, Shards, Tokens, Writer, to_dtype
 from saelearn.errors import ArtifactError, Refusal
-from saelearn.shards import DTYPES, Shards, Tokens, Writer, to_dtype
-from saelearn.store import ActivationStore
-from saelearn.train import train
+from saelearn.train import batches, train
 
 SETTINGS = {"made": "by a test"}
 
@@ -370,7 +369,7 @@ def test_a_disk_that_is_too_small_is_said_before(tmp_path: Path, monkeypatch) ->
 
 KILLED = """
 import torch
-from saelearn.shards import Tokens, Writer
+from saelearn.activations.shards import Tokens, Writer
 i_N = torch.arange(60_000)
 x_ND = torch.stack([i_N % 256, i_N // 256], 1).float()
 writer = Writer({folder!r}, {settings!r}, d_in=2, shard_rows=700)

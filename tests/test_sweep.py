@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from saelearn.errors import Refusal
-from saelearn.sweep import sweep
 from saelearn.toy import PlantedFeatures
-from saelearn.train import train
+from saelearn.train import sweep, train
 
 TOY = PlantedFeatures.make()
 F, B = 96, 128

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from saelearn import toy, toy_step
+from saelearn import toy
+from saelearn.toy import toy_step
 
 
 def generator(seed: int = 0) -> torch.Generator:

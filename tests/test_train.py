@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from saelearn import batches, metrics
+from saelearn import metrics
 from saelearn import train as training
 from saelearn.errors import Refusal
-from saelearn.resampling import generator_for
 from saelearn.sae import DECODER_NORMS, SAE
-from saelearn.step import Adam
 from saelearn.toy import PlantedFeatures
-from saelearn.train import lr_factor, resample, step, train
+from saelearn.train import Adam, batches, train
+from saelearn.train.loop import lr_factor, resample, step
+from saelearn.train.resampling import generator_for
 
 D, F, B = 8, 16, 64
 TOY = PlantedFeatures.make(12, D, 0.15)

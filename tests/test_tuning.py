@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from saelearn import tuning
-from saelearn.kernels import Plan
+from saelearn.train.fast import Plan, tuning
 
 
 @pytest.fixture

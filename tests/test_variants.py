@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from saelearn import build, variants
 from saelearn.errors import Refusal
-from saelearn.sae import SAE
-from saelearn.variants import TopK
+from saelearn.sae import SAE, TopK, load
+from saelearn.tiny import build
 
 
 @pytest.fixture
@@ -44,10 +43,10 @@ def test_files_come_back_as_what_they_are(tmp_path, x_ND):
     plain = SAE(6, 24)
     topk.save(tmp_path / "topk")
     plain.save(tmp_path / "plain")
-    again = variants.load(tmp_path / "topk")
+    again = load(tmp_path / "topk")
     assert isinstance(again, TopK) and again.k == 3 and again.metadata["site"] == "here"
     assert torch.equal(again.encode(x_ND), topk.encode(x_ND))
-    assert type(variants.load(tmp_path / "plain")) is SAE
+    assert type(load(tmp_path / "plain")) is SAE
 
 
 def test_one_kind_is_not_read_as_another(tmp_path):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from saelearn import dial, tiny, toy
-from saelearn.console import Written
+from saelearn import tiny, toy
 from saelearn.errors import Refusal
+from saelearn.tiny import dial
+from saelearn.tiny.console import Written
 from saelearn.widgets import L1Dial, SteeringConsole, ToyDial
 from saelearn.widgets.l1_dial import table
 

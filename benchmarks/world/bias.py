@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.world.sample import Sample, mean_sd
-from saelearn import features, steer, tiny, world
+from saelearn import features, steer, tiny
+from saelearn.corpus import world
 from saelearn.lm import Edit
 
 WORTH_TRYING = 12

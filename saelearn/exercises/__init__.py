@@ -1,4 +1,4 @@
-"""Checks for the exercises: what an answer must do, and the likely mistake named. Layer 4.
+"""Checks for the exercises: what an answer must do, and the likely mistake named.
 
 A check is a function of the learner's answer. It returns if the answer is right and raises
 `Mistake` with a hint if it is not; `@exercise` turns that into a friendly box. For a learner a

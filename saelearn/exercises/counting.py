@@ -1,4 +1,4 @@
-"""The checks of exercise 2.5: superposition is a matter of counting. Layer 4. Lesson 02."""
+"""The checks of exercise 2.5: superposition is a matter of counting. Lesson 02."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of exercise 5.6: one L1 coefficient in three conventions. Layer 4. Lesson 05."""
+"""The check of exercise 5.6: one L1 coefficient in three conventions. Lesson 05."""
 
 from __future__ import annotations
 

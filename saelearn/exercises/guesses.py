@@ -1,4 +1,4 @@
-"""Replies to predictions: a guess that can be read is never wrong, and nothing is graded. Layer 4.
+"""Replies to predictions: a guess that can be read is never wrong, and nothing is graded.
 
 A reader commits to a number before the cell runs that computes it; the reply depends on both.
 """

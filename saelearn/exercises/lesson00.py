@@ -1,4 +1,4 @@
-"""Checks of lesson 00, the first steps. Layer 4.
+"""Checks of lesson 00, the first steps.
 
 Every target is computed here, from the questions' own words.
 """
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelearn import artifacts, console, tiny
+from saelearn import artifacts, tiny
 from saelearn.exercises import Mistake, as_tensor, call, diagnose, exercise, need_shape
+from saelearn.tiny import console
 
 MINUTES = {"km": 12.0, "climb": 10.0, "stops": 5.0}  # what the lesson's data are made of
 

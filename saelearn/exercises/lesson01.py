@@ -1,4 +1,4 @@
-"""Checks of lesson 01, autoencoders. Layer 4.
+"""Checks of lesson 01, autoencoders.
 
 Every target is computed here, from the definitions and without the library's autoencoder.
 Shapes: B batch, D width of the data, H numbers in the code, F numbers in a wide code.

@@ -1,4 +1,4 @@
-"""Checks of lesson 02, superposition. Layer 4.
+"""Checks of lesson 02, superposition.
 
 Every target is computed here, from the definitions and without the library's toy models.
 """

@@ -1,4 +1,4 @@
-"""Checks of lesson 03, sparse coding. Layer 4.
+"""Checks of lesson 03, sparse coding.
 
 Every target is computed here, from the definitions and without the library's solvers.
 Shapes: B batch, D width of a row, F atoms.

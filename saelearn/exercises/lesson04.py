@@ -1,4 +1,4 @@
-"""Checks of lesson 04, the first sparse autoencoder. Layer 4.
+"""Checks of lesson 04, the first sparse autoencoder.
 
 Shapes: B batch, D activation width, F features, K ingredients.
 """

@@ -1,4 +1,4 @@
-"""Checks of lesson 05, the L1 dial. Layer 4.
+"""Checks of lesson 05, the L1 dial.
 
 Shapes: B batch, D activation width, F features.
 """

@@ -1,4 +1,4 @@
-"""Checks of lesson 06, inside a language model. Layer 4.
+"""Checks of lesson 06, inside a language model.
 
 Every target is computed here, from the definitions and without the library's code.
 """

@@ -1,4 +1,4 @@
-"""Checks of lesson 07, training on a language model. Layer 4.
+"""Checks of lesson 07, training on a language model.
 
 Every target is computed here, from the definitions and without the library's training code.
 """

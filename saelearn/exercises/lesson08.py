@@ -1,4 +1,4 @@
-"""Checks of lesson 08, what features mean. Layer 4.
+"""Checks of lesson 08, what features mean.
 
 Every target is computed here, from the definitions and without `saelearn.metrics`.
 """

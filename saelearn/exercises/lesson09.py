@@ -1,4 +1,4 @@
-"""Checks of lesson 09, steering. Layer 4.
+"""Checks of lesson 09, steering.
 
 Every target is computed here, from the definitions and without the library's edits.
 """

@@ -1,4 +1,4 @@
-"""Whether code that gives the right numbers can be trained, too. Layer 4. Lesson 05."""
+"""Whether code that gives the right numbers can be trained, too. Lesson 05."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of bottlenecks and of wide codes. Layer 4. Lesson 01.
+"""Pictures of bottlenecks and of wide codes. Lesson 01.
 
 Arrays in, figure out; colours as `style` says. Shapes: N points, D width of the data, F features.
 """

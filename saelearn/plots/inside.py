@@ -1,4 +1,4 @@
-"""Pictures of the inside of a language model: tokens, stream, neurons. Layer 4. Lesson 06.
+"""Pictures of the inside of a language model: tokens, stream, neurons. Lesson 06.
 
 Shapes: T positions, L sites, S neurons or other units, R registers. Arrays in, figure (or a table
 in HTML) out.

@@ -1,4 +1,4 @@
-"""Pictures of the first SAE: its parts, what it found, and what seeds agree on. Layer 4. Lesson 04.
+"""Pictures of the first SAE: its parts, what it found, and what seeds agree on. Lesson 04.
 
 Shapes: D activation width, F features, G planted features, S moments of training, K seeds.
 Arrays in, figure out; colours as `style` says.

@@ -1,4 +1,4 @@
-"""What a reader turns and presses in a lesson. Layer 4.
+"""What a reader turns and presses in a lesson.
 
 A widget shows; what it shows is computed in lower layers. Long work runs in a thread, so that the
 notebook stays alive, and what goes wrong there is shown, not lost.

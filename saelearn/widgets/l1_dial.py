@@ -1,4 +1,4 @@
-"""The L1 dial: one coefficient, and all that follows from it. Layer 4. Lesson 05."""
+"""The L1 dial: one coefficient, and all that follows from it. Lesson 05."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
 
-from saelearn import dial
-from saelearn.dial import DialPoint, Numbers
 from saelearn.errors import Refusal
 from saelearn.plots import training
+from saelearn.tiny import dial
+from saelearn.tiny.dial import DialPoint, Numbers
 from saelearn.widgets.parts import failure, html_table, notice
 
 

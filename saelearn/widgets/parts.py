@@ -1,4 +1,4 @@
-"""What widgets are made of: work in the background, notices, sliders, tables. Layer 4."""
+"""What widgets are made of: work in the background, notices, sliders, tables."""
 
 from __future__ import annotations
 

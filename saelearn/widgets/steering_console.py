@@ -1,4 +1,4 @@
-"""The steering console: a slider that pushes, beside what the model writes. Layer 4. Lesson 00."""
+"""The steering console: a slider that pushes, beside what the model writes. Lesson 00."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import ipywidgets as ipw
 
 from saelearn import tiny
-from saelearn.console import Console, Written
 from saelearn.plots.steering import SideBySide
+from saelearn.tiny.console import Console, Written
 from saelearn.widgets.parts import Latest, failure, html_table, value_slider
 
 STRENGTHS = tuple(i / 10 for i in range(17))

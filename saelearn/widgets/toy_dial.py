@@ -1,4 +1,4 @@
-"""The sparsity dial: toy models of superposition that retrain as it moves. Layer 4. Lesson 02."""
+"""The sparsity dial: toy models of superposition that retrain as it moves. Lesson 02."""
 
 from __future__ import annotations
 

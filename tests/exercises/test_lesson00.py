@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from every_lesson import *  # noqa: F403
 
-from saelearn import artifacts, console, tiny
+from saelearn import artifacts, tiny
 from saelearn.exercises import lesson00 as check
+from saelearn.tiny import console
 
 
 def share(texts, phrase):

@@ -1,0 +1,28 @@
+"""From model and text to activations, in memory or on disk, and back into the model."""
+
+from saelearn.activations.harvest import (
+    Activations,
+    ablation,
+    chunk,
+    collect,
+    gather,
+    measure_loss_recovered,
+    splice,
+    stream,
+)
+from saelearn.activations.source import write
+from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
+
+__all__ = [
+    "MEMORY_LIMIT",
+    "ActivationStore",
+    "Activations",
+    "ablation",
+    "chunk",
+    "collect",
+    "gather",
+    "measure_loss_recovered",
+    "splice",
+    "stream",
+    "write",
+]

@@ -1,0 +1,210 @@
+"""From model and text to activations, and back into the model. Lesson 07.
+
+Shapes: N documents, T positions, D activation width; rows are (document, position) flattened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saelearn.activations.shards import to_dtype
+from saelearn.activations.source import Source, write
+from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
+from saelearn.errors import Refusal, check_range
+from saelearn.lm import LM, Edit
+from saelearn.metrics import ABLATIONS, LossRecovered, loss_recovered
+from saelearn.sae import SAE
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations with where they come from.
+
+    x_ND: one row a token; tokens_NT: the documents; skip: how many first positions of each
+    document were left out: row `d * (T - skip) + t - skip` is position t of document d.
+    """
+
+    x_ND: Tensor
+    tokens_NT: Tensor
+    site: str
+    skip: int
+
+    @property
+    def tokens_N(self) -> Tensor:
+        """The token of each row."""
+        return self.tokens_NT[:, self.skip :].flatten()
+
+
+def chunk(lm: LM, text: str, *, length: int) -> Tensor:
+    """A long text as documents `tokens_NT` of `length` tokens, each opened by the BOS token.
+
+    The last, incomplete piece is left out. Models without a BOS token get none.
+    """
+    ids = lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    bos = lm.tokenizer.bos_token_id
+    size = length - (bos is not None)
+    n = len(ids) // size
+    if n == 0:
+        raise Refusal(f"a text of at least {size} tokens", f"{len(ids)} tokens", "shorten length")
+    tokens_NT = torch.tensor(ids[: n * size]).reshape(n, size)
+    if bos is None:
+        return tokens_NT
+    return torch.cat([torch.full((n, 1), bos), tokens_NT], dim=1)
+
+
+def collect(
+    lm: LM,
+    tokens_NT: Tensor,
+    site: str,
+    *,
+    batch_size: int = 128,
+    skip: int = 1,
+    progress: bool = False,
+) -> Activations:
+    """All activations of a site over some documents, in memory (4 N T D bytes).
+
+    Args:
+        lm: the model.
+        tokens_NT: token ids.
+        site: where to look.
+        batch_size: documents in one pass.
+        skip: first positions to leave out; position 0 is `<doc>`, whose activation is always
+            the same and, in many models, enormous.
+        progress: show a progress bar.
+    """
+    check_range(batch_size, "batch_size", 1)
+    source = Source(lm, tokens_NT, site, skip, None, batch_size, progress)
+    parts = [source.rows(tokens_BT).float().cpu() for tokens_BT in source]
+    return Activations(torch.cat(parts), tokens_NT, site, skip)
+
+
+def gather(
+    lm: LM,
+    documents: Tensor | Iterable[Tensor],
+    site: str,
+    *,
+    folder: str | os.PathLike | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+    dtype: str = "float16",
+    skip: int = 1,
+    padding: int | None = None,
+    pass_size: int = 128,
+    batch_size: int = 1_024,
+    epochs: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> ActivationStore:
+    """Shuffled batches of a site's activations for `train`: from memory if they fit, else disk.
+
+    Args:
+        lm, documents, site, dtype, skip, padding, pass_size, progress: as for `write`.
+        folder: where to keep what does not fit. What an earlier call has put there is used, if
+            it was the same call.
+        memory_limit, batch_size, epochs, seed: as for `ActivationStore`.
+
+    Raises:
+        Refusal: the rows need a folder and none is given; the message says how large they are.
+    """
+    how = {"batch_size": batch_size, "epochs": epochs, "seed": seed, "memory_limit": memory_limit}
+    source = Source(lm, documents, site, skip, padding, pass_size, progress)
+    room, received = f"{memory_limit / 2**30:.2f} GiB (memory_limit)", "documents of unknown number"
+    if isinstance(documents, Tensor):
+        rows, d_in = int(source.kept(documents).sum()), source.d_in(documents)
+        x_ND = to_dtype(torch.empty(0, d_in), dtype)
+        if rows * d_in * x_ND.itemsize <= memory_limit:
+            return ActivationStore(source.fill(x_ND.new_empty(rows, d_in), dtype), **how)
+        size = rows * d_in * x_ND.itemsize / 2**30
+        received = f"{rows:,} rows of width {d_in} in {dtype}: {size:.2f} GiB"
+    if folder is None:
+        raise Refusal(
+            f"activations that fit into {room}, or a folder",
+            received,
+            "folder=... keeps them on disk; or fewer documents, or a larger memory_limit",
+        )
+    write(
+        lm, documents, site, folder, dtype=dtype, skip=skip, padding=padding, pass_size=pass_size,
+        progress=progress,
+    )  # fmt: skip
+    return ActivationStore(folder, **how)
+
+
+def stream(
+    lm: LM,
+    documents: Iterable[Tensor],
+    site: str,
+    *,
+    batch_size: int = 1_024,
+    buffer_size: int = 65_536,
+    skip: int = 1,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Shuffled batches `x_BD` made while training, for text that is read only once.
+
+    Each row is given out once; the last batch is as small as it has to be. Neighbours in the
+    text stay nearer to each other than with `gather`, which is also faster from the second
+    epoch on.
+
+    Args:
+        documents: batches `tokens_BT` of token ids, as long as the training needs.
+        buffer_size: rows that are mixed; half of them are given out before it is refilled.
+    """
+    source = Source(lm, documents, site, skip)
+    generator = torch.Generator().manual_seed(seed)
+    waiting: list[Tensor] = []
+    for tokens_BT in source:
+        waiting.append(source.rows(tokens_BT).float().cpu())
+        if sum(map(len, waiting)) < max(buffer_size, batch_size):
+            continue
+        x_ND = torch.cat(waiting)
+        x_ND = x_ND[torch.randperm(len(x_ND), generator=generator)]
+        n_rows = max(1, len(x_ND) // 2 // batch_size) * batch_size
+        yield from x_ND[:n_rows].split(batch_size)
+        waiting = [x_ND[n_rows:]]
+    if sum(map(len, waiting)):
+        x_ND = torch.cat(waiting)
+        yield from x_ND[torch.randperm(len(x_ND), generator=generator)].split(batch_size)
+
+
+def splice(sae: SAE) -> Edit:
+    """An edit that puts the SAE's reconstruction in the place of the activations.
+
+    Position 0 is left alone: SAEs are not trained on it.
+    """
+
+    def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        x_hat_BTD = sae(x_BTD.float()).x_hat
+        return torch.where((positions_T > 0)[:, None], x_hat_BTD, x_BTD)
+
+    return edit
+
+
+def ablation(mean_D: Tensor | None) -> Edit:
+    """An edit that replaces activations by their mean, or by zero if `mean_D` is None."""
+
+    def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        value_D = torch.zeros_like(x_BTD[0, 0]) if mean_D is None else mean_D.to(x_BTD)
+        return torch.where((positions_T > 0)[:, None], value_D.expand_as(x_BTD), x_BTD)
+
+    return edit
+
+
+def measure_loss_recovered(
+    lm: LM, sae: SAE, site: str, tokens_NT: Tensor, *, ablation_name: str
+) -> LossRecovered:
+    """Loss recovered by an SAE at a site over documents, against "zero" or "mean" ablation."""
+    if ablation_name not in ABLATIONS:
+        raise Refusal(f"ablation_name as one of {', '.join(ABLATIONS)}", repr(ablation_name))
+    mean_D = None
+    if ablation_name == "mean":
+        mean_D = collect(lm, tokens_NT, site).x_ND.mean(0)
+    return loss_recovered(
+        clean=lm.loss(tokens_NT),
+        spliced=lm.loss(tokens_NT, {site: splice(sae)}),
+        ablated=lm.loss(tokens_NT, {site: ablation(mean_D)}),
+        ablation=ablation_name,
+    )

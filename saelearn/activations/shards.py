@@ -1,0 +1,297 @@
+"""Activations on disk: shards that a kill cannot spoil, and an index that counts them.
+
+A folder holds `shard_00000.safetensors`, ... and `index.json`. A shard appears under its name only
+when it is whole, then the index names it: what the index does not name does not count. The rows of
+a shard lie in random order, so that neighbours on disk come from different documents.
+
+Shapes: N rows, D activation width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelearn import artifacts
+from saelearn.errors import ArtifactError, Refusal, check_activations, check_range
+
+FORMAT = "saelearn activations 1"
+DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # torch's name, safetensors'
+SHARD_BYTES = 2**28
+_INDEX = "index.json"
+_AGAIN = "delete the folder and write it again"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Where each token that was read has gone: read = stored + skipped + padding.
+
+    skipped are the first positions of each document, padding what fills it up at its end.
+    """
+
+    read: int
+    stored: int
+    skipped: int
+    padding: int
+
+    def __post_init__(self) -> None:
+        if self.read != self.stored + self.skipped + self.padding:
+            raise Refusal("read = stored + skipped + padding tokens", str(self))
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def to_dtype(x_ND: Tensor, dtype: str) -> Tensor:
+    """Rows in the dtype they are stored in, on the CPU.
+
+    Rounding costs a relative 2^-12 (float16) or 2^-9 (bfloat16) of each value at most.
+
+    Raises:
+        Refusal: NaN, infinity, or more than the dtype can hold (65,504 in float16).
+    """
+    if dtype not in DTYPES:
+        raise Refusal(f"dtype as one of {', '.join(DTYPES)}", repr(dtype))
+    stored_ND = x_ND.to(getattr(torch, dtype))
+    if not _finite(stored_ND):
+        check_activations(x_ND)
+        raise Refusal(
+            f"activations within ±{torch.finfo(stored_ND.dtype).max:,.0f}, what {dtype} can hold",
+            f"one of size {x_ND.abs().max().item():,.0f}",
+            'dtype="bfloat16" (coarser) or "float32"; or a larger skip: first tokens are largest',
+        )
+    return stored_ND.cpu()
+
+
+class Writer:
+    """Rows in, shards out; a folder that was begun from the same settings is gone on with.
+
+    Args:
+        folder: new, empty, or begun by an earlier writer.
+        settings: what the rows are made from (JSON); they must be equal to go on.
+        shard_rows: rows of one shard, held in memory until it is full: what a kill loses at
+            most; by default 256 MiB of them.
+        seed: of the order within shards.
+
+    Attributes:
+        rows: how many have been taken, those of earlier writers included.
+        last: the mark that the last shard was written with.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        settings: dict,
+        *,
+        d_in: int,
+        dtype: str = "float16",
+        shard_rows: int | None = None,
+        seed: int = 0,
+    ):
+        self.folder, self.dtype, self.seed = Path(folder), dtype, check_range(seed, "seed", 0)
+        empty = to_dtype(torch.empty(0, d_in), dtype)
+        if shard_rows is None:
+            shard_rows = max(1, SHARD_BYTES // (d_in * empty.itemsize))
+        check_range(shard_rows, "shard_rows", 1)
+        self.settings = dict(settings)
+        self.settings |= {"d_in": d_in, "dtype": dtype, "shard_rows": shard_rows, "seed": seed}
+        self.index = self._begin()
+        self.rows = sum(shard["rows"] for shard in self.index["shards"])
+        self.last = self.index["shards"][-1]["mark"] if self.rows else None
+        self._held_ND, self._held = empty.new_empty(shard_rows, d_in), 0
+
+    def reserve(self, rows: int) -> None:
+        """Refuse to begin with more rows than the disk can hold."""
+        need = rows * self._held_ND.shape[1] * self._held_ND.itemsize + 2**20  # index, headers
+        if (free := shutil.disk_usage(self.folder).free) < need:
+            expected = f"{need / 2**30:.2f} GiB free for {self.folder}"
+            remedy = "take fewer documents, a smaller dtype or another disk"
+            raise ArtifactError(expected, f"{free / 2**30:.2f} GiB", remedy)
+
+    def agree(self, mark: dict, rows: int) -> None:
+        """Refuse a reading, of so many rows by now, that is not the one of the last shard."""
+        ahead = mark["batches"] - self.last["batches"] if self.last else 1
+        if (ahead < 0 and rows >= self.rows) or (ahead == 0 and mark != self.last):
+            raise self._others()
+
+    def add(self, x_ND: Tensor, mark: dict) -> None:
+        """Append rows. `mark` (JSON, with "batches") says how far the reading is."""
+        if self.index["tokens"]:  # it is complete
+            raise self._others()
+        x_ND = to_dtype(x_ND, self.dtype)
+        while len(x_ND):
+            n = min(len(x_ND), len(self._held_ND) - self._held)
+            self._held_ND[self._held : self._held + n] = x_ND[:n]
+            self._held, self.rows, x_ND = self._held + n, self.rows + n, x_ND[n:]
+            if self._held == len(self._held_ND):
+                self._flush(mark)
+
+    def close(self, tokens: Tokens, mark: dict) -> None:
+        """Write what is left, and say that this was all."""
+        if tokens.stored != self.rows or mark != self.index.get("mark", mark):
+            raise self._others()
+        if self.rows == 0:
+            raise Refusal("at least one token to store", str(tokens))
+        if self._held:
+            self._flush(mark)
+        self.index |= {"tokens": asdict(tokens), "mark": mark}
+        artifacts.write_json(self.folder / _INDEX, self.index)
+
+    def _others(self) -> Refusal:
+        return Refusal(
+            f"the documents that {self.folder} was begun with",
+            "others, or more or fewer, or cut into other batches",
+            f"the same call as before, or another folder, or {_AGAIN}",
+        )
+
+    def _begin(self) -> dict:
+        for scrap in self.folder.glob(".*.*"):  # half a file of a writer that was killed
+            if scrap.name.startswith((".shard_", f".{_INDEX}.")):
+                shutil.rmtree(scrap, ignore_errors=True)
+        fresh = {"format": FORMAT, "settings": self.settings, "tokens": None, "shards": []}
+        if not (self.folder / _INDEX).exists():
+            if any(not path.name.startswith(".") for path in self.folder.glob("*")):
+                raise ArtifactError("a new or empty folder", f"{self.folder} with files in it")
+            artifacts.write_json(self.folder / _INDEX, fresh)
+            return fresh
+        index, _ = _read_index(self.folder)
+        for key in sorted(self.settings | index["settings"]):
+            mine, theirs = self.settings.get(key), index["settings"].get(key)
+            if mine != theirs:
+                expected = f"{self.folder} begun with {key} = {mine!r}"
+                remedy = f"the settings of before, or another folder, or {_AGAIN}"
+                raise ArtifactError(expected, f"{key} = {theirs!r}", remedy)
+        return index
+
+    def _flush(self, mark: dict) -> None:
+        number = len(self.index["shards"])
+        order_N = np.random.default_rng((self.seed, number)).permutation(self._held)
+        path, x_ND = self.folder / _name(number), self._held_ND
+        self.reserve(self._held)
+        with artifacts.replacing(path) as temporary, temporary.open("wb") as file:
+            file.write(_header(self.dtype, (self._held, x_ND.shape[1])))
+            for part_N in torch.from_numpy(order_N).split(4_096):
+                file.write(x_ND[part_N].view(torch.uint8).numpy().data)
+        self.index["shards"].append({"rows": self._held, "mark": mark})
+        artifacts.write_json(self.folder / _INDEX, self.index)
+        self.last, self._held = mark, 0
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A complete folder, checked: each shard is there and as long as the index says.
+
+    Attributes:
+        rows_S: rows of each shard.
+        starts_S: where each shard's rows begin in its file, in bytes.
+        tokens: what became of the tokens that were read.
+        settings: what the rows were made from.
+        mark: the writer's last.
+    """
+
+    folder: Path
+    rows_S: tuple[int, ...]
+    starts_S: tuple[int, ...]
+    tokens: Tokens
+    settings: dict
+    mark: dict
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> Shards:
+        """Check a folder and open it.
+
+        Raises:
+            ArtifactError: no index, one of another program, an incomplete folder, a shard that
+                is missing, truncated or of another shape, or a count that does not agree.
+        """
+        folder = Path(folder)
+        index, starts_S = _read_index(folder)
+        if index["tokens"] is None:
+            received = f"{sum(s['rows'] for s in index['shards'])} rows of an interrupted writer"
+            remedy = "call again what wrote it: it goes on where it stopped"
+            raise ArtifactError(f"{folder} written to its end", received, remedy)
+        rows_S, tokens = tuple(s["rows"] for s in index["shards"]), index["tokens"]
+        if sum(rows_S) != tokens["stored"]:
+            raise ArtifactError(f"{tokens['stored']} rows in {folder}", str(sum(rows_S)), _AGAIN)
+        return cls(folder, rows_S, starts_S, Tokens(**tokens), index["settings"], index["mark"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.settings["dtype"])
+
+    @property
+    def d_in(self) -> int:
+        return self.settings["d_in"]
+
+    def read(self, shard: int, pieces: list[tuple[int, Tensor]]) -> None:
+        """Fill each tensor `x_ND` of `pieces` with the rows of a shard from the given one on.
+
+        Read rather than mapped: a file cut short meanwhile is an error then, not a crash.
+        """
+        path = self.folder / _name(shard)
+        try:
+            with path.open("rb") as file:
+                for first, out_ND in pieces:
+                    file.seek(self.starts_S[shard] + first * self.d_in * out_ND.itemsize)
+                    if file.readinto(out_ND.view(torch.uint8).numpy().data) != out_ND.nbytes:
+                        raise OSError("the file ends too early")
+        except OSError as error:
+            raise ArtifactError(f"to read {path}", str(error), _AGAIN) from error
+        if broken := [out_ND for _, out_ND in pieces if not _finite(out_ND)]:
+            check_activations(broken[0], name=f"activations in {path.name}")
+
+
+def _finite(x_ND: Tensor) -> bool:
+    """As `isfinite().all()`, several times faster: NaN and infinity get into the extremes."""
+    return x_ND.numel() == 0 or all(map(math.isfinite, map(float, x_ND.aminmax())))
+
+
+def _name(number: int) -> str:
+    return f"shard_{number:05d}.safetensors"
+
+
+def _header(dtype: str, shape: tuple[int, int]) -> bytes:
+    """What a safetensors file of one tensor begins with: a length of 8 bytes, then JSON."""
+    size = shape[0] * shape[1] * getattr(torch, dtype).itemsize
+    entry = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [0, size]}
+    text = json.dumps({"x_ND": entry}).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _read_index(folder: Path) -> tuple[dict, tuple[int, ...]]:
+    """The index, and where the rows begin in each shard."""
+    index = artifacts.read_json(folder / _INDEX)
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise ArtifactError(f"an index of {FORMAT!r}", f"another file {folder / _INDEX}")
+    try:
+        return index, _check_shards(folder, index)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"a whole index in {folder}", repr(error), _AGAIN) from error
+
+
+def _check_shards(folder: Path, index: dict) -> tuple[int, ...]:
+    """Where the rows begin; refuses shards that are missing or not as long as they must be."""
+    starts = []
+    for number, shard in enumerate(index["shards"]):
+        path, settings = folder / _name(number), index["settings"]
+        header = _header(settings["dtype"], (shard["rows"], settings["d_in"]))
+        size = shard["rows"] * settings["d_in"] * getattr(torch, settings["dtype"]).itemsize
+        expected = f"{path} of {len(header) + size:,} bytes"
+        if not path.is_file():
+            raise ArtifactError(expected, "no such file", _AGAIN)
+        if (got := path.stat().st_size) != len(header) + size:
+            raise ArtifactError(expected, f"{got:,} bytes", _AGAIN)
+        with path.open("rb") as file:
+            if file.read(len(header)) != header:
+                raise ArtifactError(expected, "another header than was written", _AGAIN)
+        starts.append(len(header))
+    return tuple(starts)

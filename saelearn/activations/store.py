@@ -1,0 +1,242 @@
+"""Shuffled batches of activations, from memory or disk, that go on where they stopped.
+
+How rows from disk get mixed with little memory: the shards (themselves shuffled when they were
+written) are cut into blocks of neighbours. Each epoch puts all blocks into a new random order and
+deals them into windows that fit in memory; the rows of a window are given out in random order
+while a thread reads the next window. The seed, the epoch and the window's number decide
+everything, so any batch can be reached by reading one window.
+
+Shapes: N rows, B batch, D activation width; S shards, K blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelearn.activations.shards import Shards
+from saelearn.errors import Refusal, check_activations, check_range
+
+BLOCK_BYTES = 2**18  # read at a stretch: large enough for disks, small enough to mix
+MEMORY_LIMIT = 2**30
+
+
+class _Window(NamedTuple):
+    epoch: int
+    number: int  # in the epoch, from 1
+    blocks_K: np.ndarray
+    skip: int  # rows that were given out before
+    last: bool
+
+
+class ActivationStore:
+    """Batches `x_BD`, shuffled: each row exactly once an epoch, in the dtype it is stored in.
+
+    `train` takes it as `data`. A loop over it begins at the beginning, or, after
+    `load_state_dict`, with the batch that would have come next, equal to the bit.
+
+    Args:
+        data: activations `x_ND`, or a folder that `activations.write` made.
+        batch_size: B. An epoch's last batch is smaller if B does not divide N.
+        epochs: how often to go through the rows; None: without end.
+        seed: of all orders. Another seed, epoch or memory_limit is another order.
+        drop_last: leave out an epoch's last batch if it is smaller; other rows in each epoch.
+        memory_limit: bytes for rows from disk. If all fit, they are read once and kept; else two
+            windows share it: one in use, one being read. More memory mixes better.
+
+    Attributes:
+        rows, d_in, dtype: of the data.
+        tokens: what became of each token that was read (`shards.Tokens`); None for a tensor.
+        batches_per_epoch: number of batches.
+        windows: in how many pieces an epoch is read; with 1 its order is a full permutation.
+
+    Raises:
+        Refusal: rows that are not finite, or a memory_limit in which they cannot be mixed.
+        ArtifactError: a folder with something missing, cut short, or not of our making.
+    """
+
+    def __init__(
+        self,
+        data: Tensor | str | os.PathLike,
+        *,
+        batch_size: int = 1_024,
+        epochs: int | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
+        memory_limit: int = MEMORY_LIMIT,
+    ):
+        self.batch_size = check_range(batch_size, "batch_size", 1)
+        self.seed, self.drop_last = check_range(seed, "seed", 0), drop_last
+        self.epochs = epochs if epochs is None else check_range(epochs, "epochs", 0)
+        self._x_ND = _checked(data) if isinstance(data, Tensor) else None
+        self._shards = None if isinstance(data, Tensor) else Shards.open(data)
+        source = self._shards or data
+        self.tokens = self._shards and self._shards.tokens
+        self.dtype, self.d_in = source.dtype, self._shards.d_in if self._shards else data.shape[1]
+        self.rows = sum(self._shards.rows_S) if self._shards else len(data)
+        self._cut(memory_limit)
+        self.batches_per_epoch = self.rows // batch_size
+        self.batches_per_epoch += self.rows % batch_size > 0 and not drop_last
+        if self.batches_per_epoch == 0:
+            raise Refusal(f"at least {batch_size} rows", f"{self.rows}", "drop_last=False")
+        self._start = self._given = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        start, self._start = self._start, 0
+        self._given = start
+        return self._give(start)
+
+    def state_dict(self, batches: int | None = None) -> dict:
+        """Where the loop is, as JSON.
+
+        Args:
+            batches: how many have been used since the first epoch's beginning; by default as
+                many as were given out. Who takes batches ahead of their use says it here.
+        """
+        return {"batches": self._given if batches is None else batches} | self._order()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Let the next loop go on from there.
+
+        Raises:
+            Refusal: the state is one of other data, or of arguments that make another order.
+        """
+        for key, mine in self._order().items():
+            if state.get(key) != mine:
+                raise Refusal(
+                    f"a state with {key} = {mine!r}",
+                    repr(state.get(key)),
+                    "make the store from the same data with the same arguments",
+                )
+        self._start = self._given = check_range(state.get("batches"), "batches", 0)
+
+    def _order(self) -> dict:
+        """All that decides the order of the rows."""
+        if self._shards:
+            made_of = [self._shards.settings, self._shards.rows_S, self._shards.mark]
+            digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
+        else:
+            some_ND = self._x_ND[:: math.ceil(self.rows / 1_000)].detach().float().cpu()
+            digest = hashlib.sha256(some_ND.contiguous().numpy().tobytes())
+        return {
+            "rows": self.rows, "data": digest.hexdigest(), "seed": self.seed,
+            "windows": self.windows, "blocks": len(self._blocks_K3),
+            "batch_size": self.batch_size, "drop_last": self.drop_last,
+        }  # fmt: skip
+
+    # --- blocks and windows -----------------------------------------------------------------------
+
+    def _cut(self, memory_limit: int) -> None:
+        """Blocks, and how many windows they make."""
+        row_bytes = self.d_in * self.dtype.itemsize + 16  # 16: its place in an order
+        self.windows, block = 1, self.rows
+        if self._shards and self.rows * row_bytes > memory_limit:
+            window = memory_limit // (2 * row_bytes)
+            block = max(1, min(BLOCK_BYTES // row_bytes, window // 64))
+            if window - block < self.batch_size:
+                raise Refusal(
+                    "a memory_limit of two windows, each of more than a batch",
+                    f"{memory_limit:,} bytes",
+                    f"memory_limit={2 * row_bytes * max(64, 2 * self.batch_size):,} or more",
+                )
+            self.windows = math.ceil(self.rows / (window - block))
+        rows_S = self._shards.rows_S if self._shards else (self.rows,)
+        self._blocks_K3 = np.array(  # shard, first row, rows
+            [(s, i, min(block, n - i)) for s, n in enumerate(rows_S) for i in range(0, n, block)]
+        )
+        self._window_rows = min(self.rows, math.ceil(self.rows / self.windows) + block)
+
+    def _windows(self, batches: int) -> Iterator[_Window]:
+        """From the window in which the next batch begins, through all epochs."""
+        first, batch = divmod(batches, self.batches_per_epoch)
+        skip = batch * self.batch_size
+        for epoch in itertools.count(first) if self.epochs is None else range(first, self.epochs):
+            order_K = self._deal(np.random.default_rng((self.seed, epoch)))
+            ends_K = self._blocks_K3[order_K, 2].cumsum()
+            number_K = (ends_K - 1) * self.windows // self.rows  # equal shares, none left over
+            parts = np.split(order_K, np.flatnonzero(np.diff(number_K)) + 1)
+            for number, blocks_K in enumerate(parts, 1):
+                n = self._blocks_K3[blocks_K, 2].sum()
+                if skip < n:
+                    yield _Window(epoch, number, blocks_K, skip, number == len(parts))
+                skip = max(0, skip - n)
+
+    def _deal(self, rng: np.random.Generator) -> np.ndarray:
+        """All blocks in a random order in which each stretch has its share of every shard.
+
+        A shard's blocks get random ranks, and those are spread evenly over the epoch.
+        """
+        shard_K, n_blocks = self._blocks_K3[:, 0], len(self._blocks_K3)
+        by_shard_K = np.lexsort((rng.random(n_blocks), shard_K))
+        count_S = np.bincount(shard_K)
+        rank_K = np.arange(n_blocks) - (count_S.cumsum() - count_S)[shard_K]
+        when_K = (rank_K + rng.random(n_blocks)) / count_S[shard_K]
+        return by_shard_K[when_K.argsort()]
+
+    def _load(self, window: _Window, room_ND: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The rows of a window, and the order in which to give them out."""
+        blocks_K3 = self._blocks_K3[np.sort(window.blocks_K)]  # forward through the files
+        n = int(blocks_K3[:, 2].sum())
+        x_ND = self._x_ND
+        if x_ND is None:
+            x_ND = room_ND[:n]
+            pieces_K = x_ND.split(blocks_K3[:, 2].tolist())
+            work = zip(blocks_K3[:, :2].tolist(), pieces_K, strict=True)
+            for shard, group in itertools.groupby(work, key=lambda item: item[0][0]):
+                self._shards.read(shard, [(first, piece_ND) for (_, first), piece_ND in group])
+            if self.windows == 1:
+                self._x_ND = x_ND
+        order_N = np.random.default_rng((self.seed, window.epoch, window.number)).permutation(n)
+        return x_ND, torch.from_numpy(order_N[window.skip :])
+
+    def _ahead(self, windows: Iterator[_Window]) -> Iterator[tuple[_Window, Tensor, Tensor]]:
+        """Windows with their rows; while one is in use, a thread reads the next."""
+        n_rooms = 0 if self._x_ND is not None else min(2, self.windows)
+        shape = (n_rooms, self._window_rows, self.d_in)
+        room = itertools.cycle(torch.empty(shape, dtype=self.dtype) if n_rooms else [None])
+        with ThreadPoolExecutor(1) as thread:
+
+            def begin() -> tuple[_Window, Future] | None:
+                window = next(windows, None)
+                return window and (window, thread.submit(self._load, window, next(room)))
+
+            job = begin()
+            while job:
+                window, loading = job
+                loaded = loading.result()
+                job = begin()  # into the other room: the one in use two windows ago
+                yield window, *loaded
+
+    def _give(self, given: int) -> Iterator[Tensor]:
+        pieces, held = [], 0
+        for window, x_ND, order_N in self._ahead(self._windows(given)):
+            while len(order_N):
+                missing = self.batch_size - held
+                rows_B, order_N = order_N[:missing], order_N[missing:]
+                pieces.append(x_ND[rows_B])
+                held += len(rows_B)
+                short = window.last and not len(order_N) and not self.drop_last
+                if held == self.batch_size or short:
+                    given += 1
+                    self._given = given
+                    yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                    pieces, held = [], 0
+            if window.last:
+                pieces, held = [], 0
+
+
+def _checked(x_ND: Tensor) -> Tensor:
+    """The rows, if they are sound; looked at in parts, since the looking takes memory too."""
+    for part_ND in x_ND.split(2**14) if x_ND.ndim else [x_ND]:
+        check_activations(part_ND)
+    return x_ND

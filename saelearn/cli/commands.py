@@ -1,0 +1,232 @@
+"""The commands: `saelearn lab`, `train`, `student`, `doctor`, `data`.
+
+Thin, and the same on Linux, macOS and Windows; the Makefile calls these. What a command needs is
+imported when it runs, so that `saelearn --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import secrets
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+FIRST_LESSONS = ("00", "02")  # which lesson to open: the first of these that there is
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the process's exit code."""
+    arguments = _parser().parse_args(argv)
+    from saelearn.errors import Refusal
+
+    try:
+        return arguments.run(arguments) or 0
+    except Refusal as refusal:
+        print(f"saelearn {arguments.command}: {refusal}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted; what was finished is kept.", file=sys.stderr)
+        return 130
+
+
+def lab(arguments: argparse.Namespace) -> None:
+    """Prepare the learner's folder and serve it with JupyterLab on loopback."""
+    from saelearn import course
+
+    folder = (arguments.folder or course.notebooks_dir().parent / "my_course").resolve()
+    outcomes = course.prepare(folder)
+    for outcome in outcomes:
+        if outcome.message:
+            print(outcome.message)
+    names = [outcome.path.name for outcome in outcomes]
+    first = next((n for prefix in FIRST_LESSONS for n in names if n.startswith(prefix)), names[0])
+    port = arguments.port or free_port()
+    token = secrets.token_hex(24)
+    print(
+        f"\nYour lessons are in {folder}\nStarting JupyterLab; in a few seconds the course is at\n"
+        f"\n    http://127.0.0.1:{port}/lab/tree/{first}?token={token}\n\n"
+        "Stop it with Ctrl-C, then y.",
+        flush=True,
+    )
+    show = not arguments.no_browser and has_display()
+    with tempfile.TemporaryDirectory(prefix="saelearn-") as scratch:
+        _quiet_news(Path(scratch))
+        # Kernels inherit it: threads that wait must not burn the few cores that others need.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        from jupyterlab.labapp import LabApp
+
+        LabApp.launch_instance(argv=server_arguments(folder, first, port, token, show))
+
+
+def student(arguments: argparse.Namespace) -> None:
+    """Write the student version of every lesson."""
+    from saelearn import course
+
+    written = course.write_student(arguments.out)
+    n = sum(path.suffix == ".ipynb" for path in written)
+    print(f"{n} lessons without solutions are in {arguments.out}")
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Say what the machine has and whether it computes rightly."""
+    from saelearn.cli.doctor import examine
+
+    report = examine()
+    print(report)
+    return 0 if report.healthy else 1
+
+
+def data(arguments: argparse.Namespace) -> None:
+    """List or rebuild what lies in data/."""
+    from saelearn.tiny import build
+
+    if arguments.list:
+        for name, step in build.STEPS.items():
+            print(f"{name:<12} {step.minutes:>4g} min  {step.what}")
+    else:
+        build.build(arguments.names)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train an SAE, alone or under torchrun."""
+    from saelearn.cli import jobs
+
+    named = {k: v for k, v in vars(arguments).items() if k not in ("command", "run", "quiet")}
+    return jobs.run(**named, progress=not arguments.quiet)
+
+
+def steps_or_seconds(text: str) -> int | timedelta:
+    """`500` is every 500 steps, `90s` every 90 seconds."""
+    return timedelta(seconds=float(text[:-1])) if text.endswith("s") else int(text)
+
+
+def server_arguments(folder: Path, first: str, port: int, token: str, show: bool) -> list[str]:
+    """JupyterLab's arguments: loopback only, with a token, the first lesson open.
+
+    The token is passed inside this process, so other users do not see it in the process list.
+    """
+    arguments = [
+        f"--ServerApp.root_dir={folder}",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        "--PasswordIdentityProvider.hashed_password=",
+        f"--ServerApp.open_browser={show}",
+        f"--LabApp.default_url=/lab/tree/{first}",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--Application.log_level=WARN",
+    ]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:  # in a container one often is
+        arguments.append("--ServerApp.allow_root=True")
+    return arguments
+
+
+def free_port(first: int = 8888, tries: int = 100) -> int:
+    """The first port from `first` on that nobody listens to on loopback."""
+    for port in range(first, first + tries):
+        with socket.socket() as probe:
+            if os.name != "nt":  # on Windows this option would take a port that is in use
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    from saelearn.errors import Refusal
+
+    span = f"{first} to {first + tries - 1}"
+    raise Refusal(f"a free port from {span}", "all of them in use", "pass --port")
+
+
+def has_display() -> bool:
+    """Whether a browser could show itself here."""
+    if os.name == "nt" or sys.platform == "darwin":
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _quiet_news(scratch: Path) -> None:
+    """Add a default to JupyterLab, below the user's own settings: do not ask about news."""
+    overrides = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
+    target = scratch / "labconfig" / "default_setting_overrides.json"
+    target.parent.mkdir()
+    target.write_text(json.dumps(overrides), "utf-8")
+    paths = [os.environ.get("JUPYTER_CONFIG_PATH", ""), str(scratch)]
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, paths))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="saelearn", description="A course on sparse autoencoders, and its library."
+    )
+    version = importlib.metadata.version("saelearn")
+    parser.add_argument("--version", action="version", version=f"saelearn {version}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("lab", help="open the lessons, your own copies, in JupyterLab")
+    command.add_argument("--port", type=int, help="the port to serve on (default: 8888 or above)")
+    command.add_argument("--no-browser", action="store_true", help="only print the address")
+    command.add_argument(
+        "--folder", type=Path, help="where your copies live (default: my_course/ in the clone)"
+    )
+    command.set_defaults(run=lab)
+
+    command = commands.add_parser("student", help="write the lessons without their solutions")
+    command.add_argument("--out", type=Path, required=True, help="the folder to write them to")
+    command.set_defaults(run=student)
+
+    command = commands.add_parser("doctor", help="what this machine has, and if it computes right")
+    command.set_defaults(run=doctor)
+
+    command = commands.add_parser("data", help="rebuild what lies in data/, all or by name")
+    command.add_argument("names", nargs="*", metavar="NAME", help="which (default: all)")
+    command.add_argument("--list", action="store_true", help="say what there is, build nothing")
+    command.set_defaults(run=data)
+    _add_train(commands)
+    return parser
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train an SAE on a file of activations, or on a model and a text",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Train a sparse autoencoder. Called again it goes on where it was stopped. "
+        "On several processes: torchrun --nproc-per-node 2 -m saelearn.cli train ...",
+    )
+    command.set_defaults(run=train)
+    add = command.add_argument
+    add("--out", type=Path, required=True, help="the folder to save to, in SAELens' layout")
+    add("--activations", type=Path, help=".npy or .safetensors with [N, D], or a store's folder")
+    add("--model", default="tiny", help="without --activations: the model, a folder or a name")
+    add("--site", help="a place in the model, such as transformer.h.1:out (tiny has a default)")
+    add("--text", type=Path, help="a text file (default: the course's own corpus)")
+    add("--documents", type=int, default=4_000, help="how many of the course's corpus")
+    add("--length", type=int, default=128, help="tokens in one document of a text file")
+    add("--d-sae", type=int, help="number of features (default: 16 times the width)")
+    add("--l1", type=float, default=1.0, dest="l1_coefficient", help="lambda: more is sparser")
+    add("--steps", type=int, default=4_000, help="optimizer steps")
+    add("--batch-size", type=int, default=2_048, help="rows a step, of all processes together")
+    add("--lr", type=float, default=1e-3, help="peak learning rate")
+    add("--resample-at", type=float, nargs="*", default=(), metavar="SHARE",
+        help="when dead features start anew, as shares of the steps")  # fmt: skip
+    add("--seed", type=int, default=0, help="of weights, shuffling and resampling")
+    add("--device", default="cpu", help="cpu, cuda or mps")
+    add("--precision", default="fp32", help="fp32 or bf16")
+    add("--checkpoint", type=Path, help="folder of checkpoints (default: beside --out, until done)")
+    add("--checkpoint-every", type=steps_or_seconds, default="60s", metavar="N|Ns",
+        help="steps, or seconds with an s")  # fmt: skip
+    add("--timeout", type=float, default=120.0, help="seconds until a lost process is given up")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

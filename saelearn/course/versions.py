@@ -1,0 +1,293 @@
+"""The student version of the lessons, and the learner's own copies in `my_course/`.
+
+The lessons in `notebooks/` are complete; a solution stands between the lines `### BEGIN SOLUTION`
+and `### END SOLUTION`. A learner works on copies without solutions. What is in a learner's folder
+is theirs, and three rules keep it so:
+
+1. A file that is there is never written to. A new file appears whole, under a name that was free.
+2. A lesson that still is, byte for byte, what was handed out may be exchanged for a newer version.
+   Anything else counts as the learner's work, also outputs alone; it stays, and the newer version
+   is put beside it as `NN_topic.new.ipynb`, and the learner is told.
+3. `.lessons.json` remembers the sha256 of each version handed out. It is only a memory: if it is
+   lost or damaged, every lesson that differs from the current version counts as the learner's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saelearn import artifacts
+from saelearn.errors import ArtifactError, Refusal
+
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+STUB = "...  # your code here"
+MEMORY = ".lessons.json"
+
+
+def notebooks_dir() -> Path:
+    """The folder of the complete lessons, beside the package."""
+    return Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def lessons(source: Path | None = None) -> list[Path]:
+    """The complete lessons in the order of their numbers.
+
+    Raises:
+        ArtifactError: there are none.
+    """
+    source = source or notebooks_dir()
+    found = sorted(source.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise ArtifactError(
+            f"lessons NN_topic.ipynb in {source}",
+            "none",
+            "work in a clone of the repository, installed with `pip install -e .`",
+        )
+    return found
+
+
+def pages(source: Path | None = None) -> list[Path]:
+    """What lessons link to and nobody solves, such as the glossary; there may be none."""
+    return sorted((source or notebooks_dir()).glob("*.md"))
+
+
+def student_version(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The notebook with each solution replaced by a stub, outputs and counts cleared.
+
+    Raises:
+        Refusal: a solution's markers do not come in pairs.
+    """
+    return {**notebook, "cells": [_student_cell(cell) for cell in notebook["cells"]]}
+
+
+def student_bytes(lesson: Path) -> bytes:
+    """The student version of a lesson as a file's content, the same bytes each time.
+
+    A page has nothing to solve and is handed out as it is.
+    """
+    if lesson.suffix != ".ipynb":
+        return lesson.read_bytes()
+    student = student_version(artifacts.read_json(lesson))
+    return (json.dumps(student, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_student(out: Path, source: Path | None = None) -> list[Path]:
+    """Write the student versions into the folder `out`, for a teacher to hand out.
+
+    Raises:
+        ArtifactError: a lesson of another content is there already; none is written then.
+    """
+    found = lessons(source) + pages(source)
+    versions = {out / lesson.name: student_bytes(lesson) for lesson in found}
+    for path, content in versions.items():
+        if path.exists() and path.read_bytes() != content:
+            remedy = "choose an empty folder, or remove the old version first"
+            raise ArtifactError(f"to write {path.name} into {out}", "another one is there", remedy)
+    for path, content in versions.items():
+        with artifacts.replacing(path) as temporary:
+            temporary.write_bytes(content)
+    return list(versions)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `prepare` did about one lesson.
+
+    `state` is "created", "current" (nothing to do), "renewed" (it was untouched), "offered" (the
+    learner's stays, the new version was put beside it at `beside`) or "kept" (that was earlier).
+    """
+
+    path: Path
+    state: str
+    beside: Path | None = None
+
+    @property
+    def message(self) -> str:
+        """What to tell the learner; empty if there is nothing to tell."""
+        name = self.path.name
+        if self.state == "created":
+            return f"{name}: new in {self.path.parent.name}/"
+        if self.state == "renewed":
+            return f"{name}: replaced by its new version (you had not changed it)"
+        if self.beside is not None:
+            return (
+                f"{name}: has changed upstream. Yours is kept as it is; "
+                f"the new version stands beside it: {self.beside.name}"
+            )
+        return ""
+
+
+def prepare(folder: Path, source: Path | None = None) -> list[Outcome]:
+    """Give the learner's `folder` what it lacks; see the rules at the top of this module.
+
+    Raises:
+        ArtifactError: there are no lessons, or the folder cannot be written to.
+    """
+    found = lessons(source) + pages(source)
+    memory = _recall(folder)
+    outcomes = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for lesson in found:
+            known = memory.setdefault(lesson.name, [])
+            content = student_bytes(lesson)
+            outcomes.append(_settle(folder / lesson.name, content, known))
+            if _digest(content) not in known:
+                known.append(_digest(content))
+    except ArtifactError:
+        raise
+    except OSError as error:
+        raise ArtifactError(
+            f"to write the lessons into {folder}",
+            f"{type(error).__name__}: {error}",
+            "free some space, or choose a folder that you may write to with --folder",
+        ) from error
+    if memory != _recall(folder):
+        artifacts.write_json(folder / MEMORY, memory)
+    return outcomes
+
+
+def _settle(path: Path, content: bytes, known: list[str]) -> Outcome:
+    """Decide about one lesson. `known` are the digests of the versions handed out so far."""
+    if _create(path, content):
+        return Outcome(path, "created")
+    if _digest_of(path) == _digest(content):
+        return Outcome(path, "current")
+    if _renew(path, content, known):
+        return Outcome(path, "renewed")
+    beside = next(_names_beside(path))
+    if _digest(content) in known:  # handed out before: the learner may have used it, or removed it
+        return Outcome(path, "kept", beside if beside.exists() else None)
+    for name in _names_beside(path):
+        if _create(name, content) or _digest_of(name) == _digest(content):
+            return Outcome(path, "offered", name)
+        if _renew(name, content, known):
+            return Outcome(path, "offered", name)
+    raise AssertionError("unreachable: the names beside a lesson do not end")
+
+
+def _names_beside(path: Path) -> Iterator[Path]:
+    yield path.with_suffix(f".new{path.suffix}")
+    for number in itertools.count(2):
+        yield path.with_suffix(f".new{number}{path.suffix}")
+
+
+def _renew(path: Path, content: bytes, known: Iterable[str]) -> bool:
+    """Exchange an untouched file for a newer version; False if it is the learner's."""
+    if path.is_symlink() or _digest_of(path) not in known:
+        return False
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent)) / path.name
+    try:
+        os.rename(path, aside)
+    except OSError:  # open elsewhere (Windows) or gone meanwhile
+        aside.parent.rmdir()
+        return False
+    if _digest_of(aside) not in known:  # saved by the learner between the look and the move
+        if _link(aside, path):
+            _discard(aside)
+        return False
+    _create(path, content)
+    _discard(aside)
+    return True
+
+
+def _discard(aside: Path) -> None:
+    with contextlib.suppress(OSError):
+        aside.unlink()
+        aside.parent.rmdir()
+
+
+def _create(path: Path, content: bytes) -> bool:
+    """Let a file appear, whole, under a name that is free; False if the name is taken."""
+    if os.path.lexists(path):
+        return False
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        return _link(Path(temporary), path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _link(source: Path, path: Path) -> bool:
+    """Give the file `source` the name `path` as well, unless that is taken."""
+    try:
+        if os.name == "nt":
+            os.rename(source, path)  # refuses, on Windows, a name that is taken
+        else:
+            os.link(source, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links, such as a memory stick's
+        with contextlib.suppress(FileExistsError), path.open("xb") as file:
+            file.write(source.read_bytes())
+            return True
+        return False
+
+
+def _recall(folder: Path) -> dict[str, list[str]]:
+    try:
+        memory = artifacts.read_json(folder / MEMORY)
+        return {str(name): [str(d) for d in digests] for name, digests in memory.items()}
+    except (ArtifactError, AttributeError, TypeError):
+        return {}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest_of(path: Path) -> str | None:
+    """The sha256 of a file, or None if it cannot be read: then it is not ours to judge."""
+    try:
+        return artifacts.sha256(path)
+    except OSError:
+        return None
+
+
+def _student_cell(cell: dict[str, Any]) -> dict[str, Any]:
+    if cell["cell_type"] != "code":
+        return cell
+    source = cell["source"]
+    lines = source.splitlines(keepends=True) if isinstance(source, str) else source
+    stubbed = _stub(lines)
+    cleared = {"execution_count": None, "outputs": []}
+    return {**cell, **cleared, "source": "".join(stubbed) if isinstance(source, str) else stubbed}
+
+
+def _stub(lines: list[str]) -> list[str]:
+    """Replace each marked block by one stub at the indentation of its first marker."""
+    kept, inside = [], False
+    for line in lines:
+        mark = line.strip()
+        if mark not in (BEGIN, END):
+            kept += [] if inside else [line]
+            continue
+        if (mark == BEGIN) == inside:
+            raise Refusal(
+                f"`{BEGIN}` and `{END}` in pairs, each on a line of its own",
+                f"`{mark}` {'inside' if inside else 'outside'} a solution",
+                "look at the cell that starts with: " + lines[0].strip(),
+            )
+        inside = mark == BEGIN
+        to_fill = kept and "= ..." in kept[-1]  # there the dots are the place to write
+        if inside and not to_fill:
+            kept.append(line[: len(line) - len(line.lstrip())] + STUB + "\n")
+    if inside:
+        raise Refusal(f"`{END}` after `{BEGIN}`", "the end of the cell", "close the solution")
+    if kept and not lines[-1].endswith("\n"):
+        kept[-1] = kept[-1].removesuffix("\n")
+    return kept

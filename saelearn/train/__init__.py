@@ -1,0 +1,24 @@
+"""Training: one loop for every kind of SAE, and what it stands on."""
+
+from saelearn.train.batches import mean_norm_scale, shuffled
+from saelearn.train.loop import train
+from saelearn.train.resampling import resample
+from saelearn.train.settings import PRECISIONS
+from saelearn.train.stacked import sweep
+from saelearn.train.state import Record, Trained
+from saelearn.train.update import Adam, l1_factor, lr_factor, step
+
+__all__ = [
+    "PRECISIONS",
+    "Adam",
+    "Record",
+    "Trained",
+    "l1_factor",
+    "lr_factor",
+    "mean_norm_scale",
+    "resample",
+    "shuffled",
+    "step",
+    "sweep",
+    "train",
+]

@@ -1,0 +1,223 @@
+"""What training eats: batches without end that know their place, and the data's scale.
+
+A run that was stopped goes on with the batch that would have come next. So whatever the data are,
+they have a position that can be saved: `state_dict` and `load_state_dict`.
+
+Shapes: N rows of data, B batch, D activation width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from saelearn.errors import Refusal, check_activations, check_range, check_width
+
+SAMPLE_ROWS = 2**16
+FINGERPRINT_BYTES = 2**28  # larger data are compared by rows at equal distances
+
+
+def batches(
+    data: Tensor | Iterable[Tensor], batch_size: int, *, seed: int = 0
+) -> Shuffled | Streamed:
+    """Batches without end, with `sample_ND`: rows to take scale and centre from.
+
+    Args:
+        data: activations `x_ND`, which get shuffled, or batches `x_BD`, taken as they come.
+        batch_size: B, for activations in one tensor.
+        seed: of the shuffling.
+    """
+    check_range(batch_size, "batch_size", 1)
+    if isinstance(data, Tensor):
+        return Shuffled(check_rows(data), batch_size, seed=seed)
+    return Streamed(data)
+
+
+def check_rows(x_ND: Tensor) -> Tensor:
+    """`errors.check_activations` piece by piece: looking for NaN makes a mask of all it sees."""
+    if not isinstance(x_ND, Tensor) or x_ND.ndim != 2 or len(x_ND) <= SAMPLE_ROWS:
+        return check_activations(x_ND)
+    for part_ND in x_ND.split(SAMPLE_ROWS):
+        check_activations(part_ND)
+    return x_ND
+
+
+class Shuffled(Iterator[Tensor]):
+    """Batches `x_BD` of one tensor; every epoch visits each row at most once, in a new order.
+
+    What is left over at an epoch's end, less than a batch, is left out of that epoch.
+    """
+
+    def __init__(self, x_ND: Tensor, batch_size: int, *, seed: int = 0):
+        self.x_ND, self.size = x_ND, min(batch_size, len(x_ND))
+        self.sample_ND = x_ND[:SAMPLE_ROWS]
+        self._generator = torch.Generator().manual_seed(seed)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._epoch_state = self._generator.get_state()
+        order_N = torch.randperm(len(self.x_ND), generator=self._generator)
+        self._order_N = order_N.to(self.x_ND.device)  # once an epoch: a copy waits for a GPU
+        self._row = 0
+
+    def __next__(self) -> Tensor:
+        if self._row + self.size > len(self.x_ND):
+            self._begin_epoch()
+        self._row += self.size
+        return self.x_ND[self._order_N[self._row - self.size : self._row]]
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells these data from others."""
+        return fingerprint(self.x_ND)
+
+    def state_dict(self) -> dict:
+        """The generator as it was before this epoch's order was drawn, and the next row in it."""
+        return {"epoch": self._epoch_state, "row": self._row}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state_dict` was called."""
+        self._generator.set_state(state["epoch"])
+        self._begin_epoch()
+        self._row = state["row"]
+
+
+def shuffled(x_ND: Tensor, batch_size: int, *, seed: int = 0) -> Shuffled:
+    """Batches `x_BD` without end; every epoch visits each row at most once, in a new order."""
+    return Shuffled(x_ND, batch_size, seed=seed)
+
+
+class Streamed(Iterator[Tensor]):
+    """Batches `x_BD` as an iterable gives them, each one checked.
+
+    If the iterable (or its iterator) has `state_dict` and `load_state_dict`, its place is saved
+    and found again with these. Any other is read forward from its beginning: exact if it gives
+    the same batches each time it is made, and refused if it does not begin with the same one.
+    """
+
+    def __init__(self, data: Iterable[Tensor]):
+        self._stream = iter(data)
+        able = [each for each in (data, self._stream) if hasattr(each, "load_state_dict")]
+        self._holder = able[0] if able else None
+        self._first = next(self._stream, None)
+        if self._first is None:
+            raise Refusal("batches of activations", "an empty stream")
+        self.sample_ND = check_activations(self._first)
+        self.size, self._drawn = len(self._first), 0
+
+    def __next__(self) -> Tensor:
+        x_BD, self._first = self._first, None
+        if x_BD is None:
+            x_BD = next(self._stream, None)
+        if x_BD is None:
+            raise Refusal(
+                "batches until the last step", "a stream that ended early", "train fewer steps"
+            )
+        d_in = self.sample_ND.shape[1]
+        if isinstance(x_BD, Tensor) and x_BD.device.type != "cpu" and len(x_BD):
+            check_width(x_BD, d_in, name="a batch")  # looking for NaN would wait for the GPU
+        else:
+            check_activations(x_BD, d_in, name="a batch")
+        self._drawn += 1
+        return x_BD
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells these data from others: the first batch."""
+        return fingerprint(self.sample_ND)
+
+    def state_dict(self) -> dict:
+        """How many batches were drawn, and the stream's own state if it has one."""
+        own = self._holder.state_dict() if self._holder and self._drawn else None
+        return {"drawn": self._drawn, "own": own}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state_dict` was called."""
+        if self._holder and state["own"] is not None:
+            if hasattr(self._stream, "close") and self._stream is not self._holder:
+                self._stream.close()
+            self._holder.load_state_dict(state["own"])
+            self._stream, self._first = iter(self._holder), None
+            self._drawn = state["drawn"]
+        while self._drawn < state["drawn"]:
+            next(self)
+
+
+class Feed(Iterator[Tensor]):
+    """Batches on the device that trains, in fp32; to a GPU the next one travels meanwhile.
+
+    Args:
+        source: batches of any floating dtype, on the CPU or already on the device.
+        device: where they are needed.
+        cut: which rows of each batch this process takes; all by default.
+
+    Attributes:
+        rows: of the batch given out last, before the cut.
+    """
+
+    def __init__(
+        self,
+        source: Shuffled | Streamed,
+        device: str | torch.device,
+        cut: Callable[[Tensor], Tensor] = lambda x_BD: x_BD,
+    ):
+        self._source, self._device, self._cut = source, torch.device(device), cut
+        self._side = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._next: tuple[int, Tensor] | BaseException | None = None
+        self.rows = 0
+        self._state: dict | None = None  # the source's, before the batch that travels was drawn
+
+    def __next__(self) -> Tensor:
+        if self._side is None:
+            x_BD = next(self._source)
+            self.rows = len(x_BD)
+            return self._cut(x_BD).to(self._device, torch.float32)
+        if self._next is None:
+            self._send()
+        if isinstance(self._next, BaseException):
+            raise self._next
+        self.rows, x_BD = self._next
+        here = torch.cuda.current_stream(self._device)
+        here.wait_stream(self._side)
+        x_BD.record_stream(here)  # its memory is not given away before the step has used it
+        self._send()
+        return x_BD
+
+    def _send(self) -> None:
+        """Start the next batch on its way: from pinned memory, on a stream of its own."""
+        self._state = self._source.state_dict()
+        try:
+            whole_BD = next(self._source)
+            x_BD = self._cut(whole_BD)
+        except BaseException as error:  # raised when that batch is asked for, not one too early
+            self._next = error
+            return
+        if x_BD.device.type == "cpu":
+            x_BD = x_BD.pin_memory()
+        with torch.cuda.stream(self._side):
+            self._next = len(whole_BD), x_BD.to(self._device, non_blocking=True).float()
+
+    def state_dict(self) -> dict:
+        """The source's place after the last batch that was given out."""
+        return self._source.state_dict() if self._state is None else self._state
+
+
+def fingerprint(x_ND: Tensor) -> dict[str, str]:
+    """Shape and content of activations, as words."""
+    stride = max(1, math.ceil(x_ND.numel() * x_ND.element_size() / FINGERPRINT_BYTES))
+    digest = hashlib.sha256()
+    for part_ND in x_ND[::stride].split(2**14):
+        part_ND = part_ND.detach().cpu().contiguous()
+        digest.update(part_ND.view(torch.uint8).numpy().data)
+    name = f"{tuple(x_ND.shape)} {str(x_ND.dtype).removeprefix('torch.')}"
+    return {"data's shape": name, "data's sha256": digest.hexdigest()}
+
+
+def mean_norm_scale(x_ND: Tensor) -> float:
+    """The scalar that brings the mean squared norm of the rows to D."""
+    mean_square = float(x_ND.detach().cpu().double().square().sum(1).mean())
+    if mean_square == 0:
+        raise Refusal("activations that are not all zero", "only zeros", "check the site")
+    return math.sqrt(x_ND.shape[1] / mean_square)

@@ -1,0 +1,243 @@
+"""The gradient of the L1 loss by hand: dense where much is active, sparse where little is.
+
+A dense step costs 10 B D F operations: two products forward, three backward. After ReLU almost
+everything is zero, and automatic differentiation multiplies all the zeros. With e = x_hat - x,
+input = x - b_dec and the price p_f = l1_coefficient ||W_dec_f|| / B of a feature,
+
+    dL/df     = 2/B e W_dec^T + p    where f > 0, else 0
+    dL/dW_dec = 2/B f^T e            dL/dW_enc = input^T dL/df          dL/db_enc = sum_B dL/df
+    dL/db_dec = 2/B sum_B e - W_enc dL/db_enc
+
+and everything but the search for the active entries (`encoders`) can be done at these alone. Loss
+and gradient are the same up to rounding: tests compare them with float64 autograd. Lesson 07.
+
+A sweep of K SAEs on the same data runs through the same lines; a single one is K = 1. Shapes: B
+batch, D width, F features each, G = K F in all, A active entries, R = K B rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelearn.sae import SAE, Loss
+from saelearn.train.fast.active import at_once, chunks, joined, sums, table
+from saelearn.train.fast.search import ENCODERS, Find, Memory, few
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which way the step goes on a machine (`tuning.measured_plan`). A checkpoint holds it.
+
+    encoder: how active entries are found, of `encoders.ENCODERS`.
+    sparse_below: share of active entries below which the sparse way is taken; 0 is always dense.
+    """
+
+    encoder: str = "plain"
+    sparse_below: float = 0.03
+
+
+class Stack(NamedTuple):
+    """The parameters of K SAEs of one shape, encoders feature by feature; or their gradients."""
+
+    W_enc_KFD: Tensor
+    b_enc_KF: Tensor
+    W_dec_KFD: Tensor
+    b_dec_KD: Tensor
+
+    @classmethod
+    def of(cls, sae: SAE, *, gradients: bool = False) -> Stack:
+        """Views of one SAE's parameters (K = 1), or of their gradients."""
+        parameters = (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+        W_enc_DF, *others = (p.grad if gradients else p.detach() for p in parameters)
+        return cls(W_enc_DF.T[None], *(t[None] for t in others))
+
+
+class Parts(NamedTuple):
+    """What both ways compute: e, and for each feature its sum, how often it was active, and the
+    gradients of encoder row, bias and decoder row (without the pull of the norm)."""
+
+    error_KBD: Tensor
+    sum_f_KF: Tensor
+    count_KF: Tensor
+    W_enc_KFD: Tensor
+    b_enc_KF: Tensor
+    W_dec_KFD: Tensor
+
+
+class Kernel:
+    """The computation of a training's steps.
+
+    Args:
+        plan: which way to go; None finds active entries the plain way.
+        precision: "fp32", or "bf16" for dense products in bf16 (weights stay fp32).
+        compile: hand the dense way to torch.compile; pays on a GPU.
+    """
+
+    def __init__(self, plan: Plan | None = None, *, precision: str = "fp32", compile: bool = False):
+        self.plan, self.precision, self._memory = plan or Plan(), precision, Memory()
+        self._dense = torch.compile(_dense) if compile else _dense
+        with warnings.catch_warnings():  # PyTorch says once that CSR tensors are in beta
+            warnings.simplefilter("ignore")
+            torch.sparse_csr_tensor([0, 1], [0], [1.0])
+
+    @torch.no_grad()
+    def __call__(
+        self, sae: SAE, x_BD: Tensor, *, l1_coefficient: float, decoder_norm: str
+    ) -> tuple[Loss, Tensor]:
+        """`sae.l1_loss`, with its gradients written into the parameters' `.grad`.
+
+        Returns:
+            the loss, and `count_F`: in how many rows of the batch each feature was active.
+        """
+        l1_K = torch.full((1,), float(l1_coefficient), device=x_BD.device)
+        settings = {"decoder_norm": decoder_norm, "centred": sae.apply_b_dec_to_input}
+        loss, count_KF, gradient = self.stacked(Stack.of(sae), x_BD, l1_K=l1_K, **settings)
+        sae.W_enc.grad = _laid_out_as(sae.W_enc, gradient.W_enc_KFD[0].T)
+        sae.b_enc.grad, sae.W_dec.grad, sae.b_dec.grad = (g[0] for g in gradient[1:])
+        return Loss(*(term[0] for term in loss)), count_KF[0]
+
+    @torch.no_grad()
+    def stacked(
+        self, sae: Stack, x_BD: Tensor, *, l1_K: Tensor, decoder_norm: str, centred: bool
+    ) -> tuple[Loss, Tensor, Stack]:
+        """The same for K SAEs on the same data: losses `[K]`, `count_KF`, gradients.
+
+        `centred`: the SAEs subtract `b_dec` from their input.
+        """
+        sae = Stack(*(parameter.contiguous() for parameter in sae))
+        B, norm_KF = len(x_BD), sae.W_dec_KFD.norm(dim=2)
+        weight_KF = norm_KF if decoder_norm == "weighted" else torch.ones_like(norm_KF)
+        price_KF = weight_KF * (l1_K[:, None] / B)
+        b_dec_K1D = sae.b_dec_KD[:, None]
+        input_KBD = x_BD - b_dec_K1D if centred else x_BD.expand(len(norm_KF), -1, -1)
+        target_KBD = input_KBD if centred else x_BD - b_dec_K1D  # of f W_dec
+        parts = self._parts(sae, input_KBD, target_KBD, price_KF)
+        d_b_dec_KD = parts.error_KBD.sum(1) * (2 / B)
+        if centred:  # the way through the encoder: one matrix-vector product
+            d_b_dec_KD -= torch.bmm(parts.b_enc_KF[:, None], sae.W_enc_KFD)[:, 0]
+        mean_f_KF = parts.sum_f_KF / B
+        if decoder_norm == "weighted":  # a longer row costs more
+            pull_KF = l1_K[:, None] * mean_f_KF / norm_KF.clamp(min=1e-12)
+            parts.W_dec_KFD.addcmul_(sae.W_dec_KFD, pull_KF[:, :, None])
+        reconstruction_K = torch.linalg.vector_norm(parts.error_KBD, dim=(1, 2)).square() / B
+        sparsity_K = (mean_f_KF * weight_KF).sum(1)
+        loss = Loss(reconstruction_K + l1_K * sparsity_K, reconstruction_K, sparsity_K)
+        gradient = Stack(parts.W_enc_KFD, parts.b_enc_KF, parts.W_dec_KFD, d_b_dec_KD)
+        return loss, parts.count_KF, gradient
+
+    def _parts(self, sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor) -> Parts:
+        """Each SAE goes its own way: what one does never depends on its neighbours."""
+        given = (sae, input_KBD, target_KBD, price_KF)
+        if self.precision != "fp32" or input_KBD.device.type != "cpu" or not self.plan.sparse_below:
+            return self._dense_parts(*given)
+        limit = self.plan.sparse_below
+        few_K = few(input_KBD, sae.W_enc_KFD, sae.b_enc_KF, limit=limit)
+        if few_K.all():
+            return self._sparse_parts(*given)
+        if not few_K.any():
+            return self._dense_parts(*given)
+        place_K = torch.cat([few_K.nonzero(), (~few_K).nonzero()])[:, 0].argsort()
+        sparse = self._sparse_parts(*_some(few_K, *given))
+        both = zip(sparse, self._dense_parts(*_some(~few_K, *given)), strict=True)
+        return Parts(*(torch.cat(parts)[place_K] for parts in both))
+
+    def _sparse_parts(self, *given) -> Parts:
+        sae, input_KBD, *_ = given
+        K, n = len(input_KBD), at_once(*input_KBD.shape)
+        if n < K:
+            some = [self._sparse_parts(*_some(slice(k, k + n), *given)) for k in range(0, K, n)]
+            return Parts(*(torch.cat(parts) for parts in zip(*some, strict=True)))
+        encoder = ENCODERS[self.plan.encoder]
+        return _sparse(*given, encoder(input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._memory))
+
+    def _dense_parts(self, *given) -> Parts:
+        # on a GPU the allocator keeps memory by itself
+        memory = self._memory if given[1].device.type == "cpu" else None
+        return self._dense(*given, DTYPES[self.precision], memory)
+
+
+def _some(chosen: Tensor | slice, sae: Stack, *others: Tensor) -> tuple[Stack, *tuple[Tensor, ...]]:
+    return Stack(*(p[chosen] for p in sae)), *(t[chosen] for t in others)
+
+
+def _dense(
+    sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor,
+    dtype: torch.dtype, memory: Memory | None,
+) -> Parts:  # fmt: skip
+    """By full products, in `dtype`."""
+
+    def room(name: str) -> Tensor | None:
+        shape = (*input_KBD.shape[:2], sae.b_enc_KF.shape[1])
+        return memory(name, shape, dtype) if memory else None
+
+    x_KBD, W_enc_KFD, W_dec_KFD = (t.to(dtype) for t in (input_KBD, sae.W_enc_KFD, sae.W_dec_KFD))
+    bias_K1F, price_K1F = (t[:, None].to(dtype) for t in (sae.b_enc_KF, price_KF))
+    f_KBF = torch.baddbmm(bias_K1F, x_KBD, W_enc_KFD.mT, out=room("f")).relu_()
+    error_KBD = torch.bmm(f_KBF, W_dec_KFD).float() - target_KBD
+    slope_KBD = (error_KBD * (2 / input_KBD.shape[1])).to(dtype)
+    d_f_KBF = torch.baddbmm(price_K1F, slope_KBD, W_dec_KFD.mT, out=room("d_f"))
+    torch.ops.aten.threshold_backward.grad_input(d_f_KBF, f_KBF, 0, grad_input=d_f_KBF)
+    d_W_dec_KFD = torch.bmm(f_KBF.mT, slope_KBD).float()
+    d_W_enc_KFD = torch.bmm(d_f_KBF.mT, x_KBD).float()
+    sum_f_KF, d_b_enc_KF = _sums(f_KBF), _sums(d_f_KBF)
+    count_KF = _sums(f_KBF.sign_()).long()
+    return Parts(error_KBD, sum_f_KF, count_KF, d_W_enc_KFD, d_b_enc_KF, d_W_dec_KFD)
+
+
+def _sparse(
+    sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor, find: Find
+) -> Parts:
+    """At the active entries alone, chunk by chunk of the rows; `find` gives those of a chunk.
+
+    Features are sums over a row's entries, gradients of weights sums over a feature's entries.
+    """
+    (K, F, D), B = sae.W_dec_KFD.shape, input_KBD.shape[1]
+    W_dec_GD, price_G = sae.W_dec_KFD.flatten(0, 1), price_KF.flatten()
+    input_RD, target_RD = input_KBD.flatten(0, 1), target_KBD.flatten(0, 1)
+    W_dec_table = table(W_dec_GD)
+    error_RD, found = torch.empty_like(target_RD), []
+    for rows in chunks(B, D):
+        active = find(rows)
+        own = slice(K * rows.start, K * rows.stop)  # a chunk of several SAEs has all their rows
+        error_ND = error_RD[own]
+        starts_N, g_A, place_A = active.by_row(len(error_ND))
+        f_A = active.value_A.index_select(0, place_A)
+        torch.sub(sums(starts_N, g_A, f_A, W_dec_table), target_RD[own], out=error_ND)
+        price_A = price_G.index_select(0, active.g_A)
+        d_f_A = active.dots(W_dec_GD, error_ND, price_A, 2 / B)
+        found.append((rows.start, active, d_f_A))
+    del W_dec_table  # as large as a gradient
+    active, d_f_A = joined(found)
+    where = active.starts_G, active.row_A
+    d_W_enc_GD = sums(*where, d_f_A, table(input_RD))
+    d_W_dec_GD = sums(*where, active.value_A * (2 / B), table(error_RD))
+    g_A = active.g_A.numpy()
+    sum_f_G, d_b_enc_G = (
+        torch.from_numpy(np.bincount(g_A, weights=v_A.numpy(), minlength=K * F)).float()
+        for v_A in (active.value_A, d_f_A)
+    )
+    count_G = active.starts_G.diff().long()
+    by_feature = (sum_f_G, count_G, d_W_enc_GD, d_b_enc_G, d_W_dec_GD)
+    return Parts(error_RD.view(K, B, D), *(t.view(K, F, *t.shape[1:]) for t in by_feature))
+
+
+def _sums(t_KBF: Tensor) -> Tensor:
+    """Over B, in fp32; on a CPU a product with ones is the fastest sum, and exact for counts."""
+    if t_KBF.dtype == torch.float32:
+        return torch.bmm(t_KBF.new_ones(len(t_KBF), 1, t_KBF.shape[1]), t_KBF)[:, 0]
+    return t_KBF.sum(1, dtype=torch.float32)
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """In memory as its parameter is: Adam's fused update takes that for granted."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)

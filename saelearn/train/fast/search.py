@@ -1,0 +1,149 @@
+"""Which entries of ReLU(x W + b) are active, and their values: three ways, one answer.
+
+After ReLU almost everything is zero, so what a training step needs is a short list, not a matrix.
+Finding it is the only dense product that is left. It is taken as W x^T, so that the list comes
+feature by feature, in the order in which the gradients are computed. Shapes: K SAEs, B batch, N of
+its rows, D width, F features, G = K F of them in all, A active entries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from saelearn.train.fast.active import Active
+
+PROBE_ROWS, PROBE_STRIDE = 32, 8  # some rows and one feature in so many tell how much is active
+ROUND_UP = 1 + 2**-6  # more than a length loses when it is rounded to bf16
+
+
+class Memory:
+    """Uninitialised tensors that are used again: fresh pages cost more than what fills them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        size, kept = math.prod(shape), self._kept.get(name)
+        if kept is None or kept.numel() < size or kept.dtype != dtype:
+            kept = self._kept[name] = torch.empty(size, dtype=dtype)
+        return kept[:size].view(shape)
+
+
+Find = Callable[[slice], Active]
+"""Some rows of each batch -> their active entries, `[K F, K N]`."""
+
+
+def few(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, *, limit: float) -> Tensor:
+    """For each SAE: is at most a share `limit` of its entries active, as a sample of them tells?"""
+    x_KBD = x_KBD[:, : min(PROBE_ROWS, -(-x_KBD.shape[1] // PROBE_ROWS))]
+    W_KFD, b_K1F = W_KFD[:, ::PROBE_STRIDE], b_KF[:, None, ::PROBE_STRIDE]
+    active_K = (torch.baddbmm(b_K1F, x_KBD, W_KFD.mT) > 0).sum((1, 2))
+    return active_K <= limit * x_KBD.shape[1] * W_KFD.shape[1]
+
+
+def _plain(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
+    """All products in fp32, by the library that PyTorch takes by itself."""
+
+    def find(rows: slice) -> Active:
+        x_KND = x_KBD[:, rows]
+        z_KFN = memory("z", (*b_KF.shape, x_KND.shape[1]), torch.float32)
+        torch.bmm(W_KFD, x_KND.mT, out=z_KFN)
+        return _taken(z_KFN, b_KF, memory)
+
+    return find
+
+
+def _onednn(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
+    """The same by oneDNN, which on some processors is twice as fast."""
+    weights = [W_FD.to_mkldnn() for W_FD in W_KFD]
+
+    def find(rows: slice) -> Active:
+        z = [
+            linear(W_FD, x_BD[rows].to_mkldnn()).to_dense()
+            for x_BD, W_FD in zip(x_KBD, weights, strict=True)
+        ]
+        return _taken(z[0][None] if len(z) == 1 else torch.stack(z), b_KF, memory)
+
+    return find
+
+
+def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
+    """In bf16 with a margin that the error cannot exceed; then fp32 for the few that are left.
+
+    With x' and w' the rounded vectors, x.w - x'.w' = (x - x').w + x'.(w - w'). Rounding to 8 bits
+    takes at most one part in 2^8, so the error is at most (||x - x'|| + 2^-8 ||x'||) ||w|| (Cauchy
+    and Schwarz). Margin and bias ride along as three more columns of the product, the bias in two
+    parts, since 8 bits would be too rough. Inside, sums are fp32, and rounding a sum to bf16 does
+    not change its sign.
+    """
+    K, F, D = W_KFD.shape
+    x_KBE, W_KFE = _rounded("x", x_KBD, memory), _rounded("w", W_KFD, memory)
+    lost_KBD = memory("lost", tuple(x_KBD.shape), torch.float32)
+    lost_KBD.copy_(x_KBE[..., :D]).sub_(x_KBD)
+    sums = D * 2.0**-23  # what sums of D terms in fp32 may lose
+    margin_KB = lost_KBD.norm(dim=2) + x_KBD.norm(dim=2) * (2.0**-8 * (1 + 2.0**-8) + sums)
+    x_KBE[..., D : D + 2] = 1
+    W_KFE[..., D] = b_KF
+    W_KFE[..., D + 1] = b_KF - W_KFE[..., D] + b_KF.abs() * 2.0**-15
+    x_KBE[..., D + 2], W_KFE[..., D + 2] = margin_KB * ROUND_UP, W_KFD.norm(dim=2) * ROUND_UP
+    W_GD, b_G = W_KFD.flatten(0, 1), b_KF.flatten()
+
+    def find(rows: slice) -> Active:
+        x_KND = x_KBD[:, rows]
+        z_KFN = memory("z16", (K, F, x_KND.shape[1]), torch.bfloat16)
+        torch.bmm(W_KFE, x_KBE[:, rows].mT, out=z_KFN)
+        # the bits of a bf16, read as an integer, have its sign
+        may = _listed(z_KFN.view(torch.int16).numpy(), 0, memory)
+        plus_A = b_G.index_select(0, may.g_A)
+        z_A = may.dots(W_GD, x_KND.flatten(0, 1), plus_A)
+        true_A = np.flatnonzero(z_A.numpy() > 0)
+        g_A, row_A = may.g_A.numpy()[true_A], may.row_A.numpy()[true_A]
+        return Active.of(g_A, row_A, z_A[torch.from_numpy(true_A)], K * F)
+
+    return find
+
+
+def _rounded(name: str, full_KND: Tensor, memory: Memory) -> Tensor:
+    """Rows in bf16 with room for three columns, and one of zeros: even widths are faster."""
+    K, N, D = full_KND.shape
+    half_KNE = memory(name, (K, N, D + 4), torch.bfloat16)
+    half_KNE[..., :D], half_KNE[..., D + 3] = full_KND, 0
+    return half_KNE
+
+
+def _taken(z_KFN: Tensor, b_KF: Tensor, memory: Memory) -> Active:
+    """Where z + b > 0, and what it is there."""
+    active = _listed(z_KFN.numpy(), -b_KF.numpy()[:, :, None], memory)
+    K, _, N = z_KFN.shape
+    column_A = active.row_A if K == 1 else active.row_A % N
+    z_A = z_KFN.flatten()[active.g_A.long() * N + column_A]
+    return active._replace(value_A=z_A + b_KF.flatten().index_select(0, active.g_A))
+
+
+def _listed(z_KFN: np.ndarray, least_KF1: np.ndarray | int, memory: Memory) -> Active:
+    """Places of what is larger than `least`; the values are still missing.
+
+    Eight answers are looked at together, as one number: most of them are eight times no.
+    """
+    (K, F, N), size = z_KFN.shape, z_KFN.size
+    mask = memory("mask", (-(-size // 8) * 8,), torch.bool).numpy()
+    mask[size:] = False
+    np.greater(z_KFN, least_KF1, out=mask[:size].reshape(K, F, N))
+    eights = mask.view(np.int64)
+    some = np.flatnonzero(eights != 0)
+    index_A = np.flatnonzero(eights[some].view(bool))
+    index_A = (some[index_A >> 3] << 3) + (index_A & 7)
+    g_A = (index_A // N).astype(np.int32)
+    row_A = (index_A - g_A * N).astype(np.int32)
+    if K > 1:
+        row_A += g_A // F * N
+    return Active.of(g_A, row_A, torch.empty(0), K * F)
+
+
+ENCODERS = {"plain": _plain, "onednn": _onednn, "screen": _screen}

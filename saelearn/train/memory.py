@@ -1,0 +1,166 @@
+"""How much memory a training takes, known before it is spent. Lesson 07 counts by hand.
+
+Shapes: B batch, D activation width, F features; P = 2 D F + D + F parameters.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from saelearn.errors import Refusal
+
+FP32 = 4  # bytes
+LISTED = 72  # bytes for an active entry: its place and value, in both orders, and its gradient
+SPARSE_BELOW = 0.1  # if the plan is not known yet
+
+
+def needed(
+    d_in: int,
+    d_sae: int,
+    batch_size: int,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    processes: int = 1,
+    sparse_below: float = SPARSE_BELOW,
+    checkpoint: bool = False,
+) -> dict[str, int]:
+    """Bytes that training one SAE takes on a device, by what they are for; without the data.
+
+    Weights, gradients and moments are exact: four numbers a parameter. The step's own room is
+    the most that it takes: features, their gradients and a temporary of each; the last step's
+    gradients until the new ones are there; and, going the sparse way, lists of active entries.
+    The rest (PyTorch itself, a GPU's context) is not counted.
+
+    Args:
+        d_in, d_sae, batch_size: D, F and B.
+        device: "cpu", "cuda", "mps"; on a GPU the next batch is already on its way.
+        precision: "bf16" keeps rounded copies of weights, batch and features.
+        processes: of `torchrun`, which share the batch and exchange gradients.
+        sparse_below: of the kernel's plan: the largest share of active entries in such lists.
+        checkpoint: whether some are written: the encoder and its moments are turned for it.
+    """
+    parameters = 2 * d_in * d_sae + d_in + d_sae
+    rows = -(-batch_size // processes)
+    on_gpu = torch.device(device).type != "cpu"
+    step = FP32 * (rows * (3 * d_sae + 4 * d_in) + 2 * d_in * d_sae)
+    if precision == "bf16":
+        step += 2 * (2 * d_in * d_sae + 2 * rows * (d_sae + d_in))
+    elif not on_gpu:
+        step += int(LISTED * sparse_below * rows * d_sae)
+    return {
+        "weights": FP32 * parameters,
+        "gradients": FP32 * parameters,
+        "moments": 2 * FP32 * parameters,
+        "batch": FP32 * batch_size * d_in * (2 if on_gpu else 1),
+        "step": step,
+        "exchange": FP32 * (parameters + d_sae) if processes > 1 else 0,
+        "checkpoint": 3 * FP32 * d_in * d_sae if checkpoint and not on_gpu else 0,
+    }
+
+
+def free(device: str = "cpu") -> int | None:
+    """Bytes that can still be had on a device; None if the system does not tell."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if kind == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    known = [bytes_ for bytes_ in (_available(), _container()) if bytes_ is not None]
+    return min(known, default=None)
+
+
+def _available() -> int | None:
+    """What Linux could give without swapping."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return next(int(li.split()[1]) * 1024 for li in lines if li.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _container() -> int | None:
+    """What a container's limit leaves; pages that only cache files are given back when needed."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text("ascii"))
+        used = int((group / "memory.current").read_text("ascii"))
+        stat = dict(li.split() for li in (group / "memory.stat").read_text("ascii").splitlines())
+        return limit - used + int(stat.get("inactive_file", 0))
+    except (OSError, ValueError):  # no limit is the word "max"
+        return None
+
+
+def check(
+    d_in: int,
+    d_sae: int,
+    batch_size: int,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    processes: int = 1,
+    sparse_below: float = SPARSE_BELOW,
+    checkpoint: bool = False,
+    neighbours: int = 1,
+) -> dict[str, int]:
+    """`needed`, if there is room for it.
+
+    Args:
+        neighbours: how many processes take the same from the same memory.
+
+    Raises:
+        Refusal: there is not; it names the largest d_sae and the largest batch_size that fit.
+    """
+    more = {"device": device, "precision": precision, "processes": processes}
+    more |= {"sparse_below": sparse_below, "checkpoint": checkpoint}
+    parts, room = needed(d_in, d_sae, batch_size, **more), free(device)
+    total = neighbours * sum(parts.values())
+    if room is None or total <= room:
+        return parts
+
+    def fits(features: int, rows: int) -> bool:
+        return neighbours * sum(needed(d_in, features, rows, **more).values()) <= room
+
+    features = _largest(lambda n: fits(n, batch_size), d_sae)
+    rows = _largest(lambda n: fits(d_sae, n), batch_size)
+    ways = [f"d_sae={features:,}"] * (features > 0) + [f"batch_size={rows:,}"] * (rows > 0)
+    if not ways:  # neither alone is enough
+        halves = ((max(1, d_sae >> n), max(1, batch_size >> n)) for n in range(64))
+        both = next((pair for pair in halves if fits(*pair)), None)
+        ways = [f"d_sae={both[0]:,} with batch_size={both[1]:,}"] if both else []
+    raise Refusal(
+        f"{in_units(total)} of free memory on {device} ({describe(parts)})",
+        in_units(room),
+        f"{' or '.join(ways)} fits" if ways else "another device: the width alone is too much",
+    )
+
+
+def _largest(fits, below: int) -> int:
+    """The largest number below `below` that fits (a multiple of 64 if above that); 0 if none."""
+    low, high = 0, below
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low // 64 * 64 if low > 64 else low
+
+
+def describe(parts: dict[str, int]) -> str:
+    """The parts in words."""
+    return ", ".join(f"{name} {in_units(n)}" for name, n in parts.items() if n)
+
+
+def title(name: str, parts: dict[str, int]) -> str:
+    """What a training's progress bar is called: it says the memory before it is spent."""
+    return f"{name}, {in_units(sum(parts.values()))} of memory"
+
+
+def in_units(n: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("bytes", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.1f} GB"
