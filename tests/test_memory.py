@@ -112,7 +112,7 @@ def test_an_unknown_amount_is_not_refused(monkeypatch):
 def test_training_asks_before_it_spends(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 1_000_000)
     monkeypatch.setattr(
-        "saelearn.train.loop.SAE.from_data", lambda *_, **__: pytest.fail("too late")
+        "saelearn.train.rows.Rows.new_state", lambda *_, **__: pytest.fail("too late")
     )
     with pytest.raises(Refusal, match="d_sae="):
         train(torch.randn(2_000, 64), 10_000, l1_coefficient=1.0, steps=5, progress=False)
@@ -129,7 +129,7 @@ def test_training_says_what_it_takes_before_it_takes_it(monkeypatch, capsys):
     words = memory.in_units(sum(memory.needed(8, 32, 64).values()))
     assert f"2 SAEs at once, {words} of memory:   0%" in capsys.readouterr().err
     assert both[0].memory == memory.needed(8, 32, 64)
-    monkeypatch.setattr("saelearn.train.loop.SAE.from_data", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("saelearn.train.rows.Rows.new_state", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(torch.randn(200, 8), 16, l1_coefficient=0.1, **arguments)
     assert "of memory:   0%" in capsys.readouterr().err

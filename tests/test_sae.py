@@ -223,9 +223,7 @@ def test_save_and_load_give_the_same_sae(centred: bool, dtype: torch.dtype, tmp_
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("architecture", "topk"),
-        ("architecture", "jumprelu"),
-        ("architecture", "gated"),
+        ("architecture", "crosscoder"),
         ("activation_fn", "topk"),
         ("activation_fn_str", "topk"),
         ("normalize_activations", "expected_average_only_in"),
@@ -238,6 +236,17 @@ def test_another_kind_of_sae_is_refused(key: str, value: str, tmp_path: Path) ->
     config = artifacts.read_json(tmp_path / "sae" / "cfg.json")
     artifacts.write_json(tmp_path / "sae" / "cfg.json", config | {key: value})
     with pytest.raises(Refusal, match=rf"(?s){key}.*{value}.*wrong features"):
+        SAE.load(tmp_path / "sae")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "missing"), [("topk", "k in"), ("jumprelu", "threshold"), ("gated", "r_mag")]
+)
+def test_weights_of_another_architecture_are_refused(architecture, missing, tmp_path) -> None:
+    random_sae().save(tmp_path / "sae")
+    config = artifacts.read_json(tmp_path / "sae" / "cfg.json") | {"architecture": architecture}
+    artifacts.write_json(tmp_path / "sae" / "cfg.json", config)
+    with pytest.raises(Refusal, match=missing):
         SAE.load(tmp_path / "sae")
 
 

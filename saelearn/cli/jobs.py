@@ -28,9 +28,9 @@ from saelearn.cli import job_data
 from saelearn.cli.job_data import Data
 from saelearn.errors import Refusal
 from saelearn.lm import TINY
-from saelearn.sae import CONFIG_FILE, SAE
+from saelearn.sae import CONFIG_FILE, L1, SAE
 from saelearn.train import Record, Trained, memory, parallel, train
-from saelearn.train.settings import check_arguments, check_device
+from saelearn.train.settings import Settings, check_device
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}  # a shell's numbers for them
 
@@ -71,10 +71,8 @@ def run(
     """
     _refuse_foreign(out)
     check_device(device)
-    check_arguments(
-        training["l1_coefficient"], training["steps"], training["lr"], "weighted",
-        training["precision"], 1,
-    )  # fmt: skip
+    Settings(d_sae=d_sae or 1, objective=L1(training["l1_coefficient"]),
+             **{k: v for k, v in training.items() if k != "l1_coefficient"})  # fmt: skip
     with parallel.started(device, timeout=timeout) as device, _terminated_like_ctrl_c() as caught:
         say = partial(print, flush=True) if parallel.rank() == 0 else (lambda _: None)
         batch_size, seed = training["batch_size"], training["seed"]

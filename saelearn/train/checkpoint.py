@@ -33,7 +33,7 @@ from saelearn.train.batches import Feed
 from saelearn.train.fast.kernels import Plan
 from saelearn.train.state import State
 
-FORMAT = "saelearn checkpoint 1"
+FORMAT = "saelearn checkpoint 2"
 LATEST, PREVIOUS, LOCK = "latest.safetensors", "previous.safetensors", "lock"
 
 
