@@ -103,11 +103,13 @@ class JumpL0(Objective):
     of active features, which is differentiated through the thresholds alone:
 
         coefficient * L0                                    sparsity="step"  (Rajamanoharan et al.)
-        coefficient * (L0 / target_l0 - 1)^2                with a `target_l0`  (Lieberum et al.,
-                                                            2024; Gemma Scope 2)
+        coefficient * 2 / target_l0 (L0 - target_l0)^2      with a `target_l0`  (Gemma Scope 2,
+                                                            there for each row by itself)
         coefficient * mean_B sum_F tanh(c f |w|)            sparsity="tanh"  (Conerly et al., 2025)
 
     The last term pulls pre-activations of features that fall silent back up to their threshold.
+    With a target the coefficient says how firmly it is held: L0 ends above it by a share of
+    m / (4 coefficient), m being what one more active feature would take off the error.
 
     Args:
         coefficient: of the penalty, in units of the activations' squared size.
@@ -117,7 +119,7 @@ class JumpL0(Objective):
         pre_act: of the last term.
     """
 
-    coefficient: float = 1.0
+    coefficient: float = 10.0
     target_l0: float | None = None
     sparsity: str = "step"
     tanh_scale: float = 4.0
@@ -150,11 +152,12 @@ class JumpL0(Objective):
         if self.sparsity == "tanh":
             terms["sparsity"] = torch.tanh(self.tanh_scale * f_BF * length_F).sum(-1).mean()
         else:
-            l0 = sae.is_on(pre_BF).sum(-1).mean()
-            # over all processes; its derivative is this process's share of the whole
-            aim = self.target_l0 and _whole_mean(l0, len(x_BD), now) / self.target_l0 - 1
-            terms["sparsity"] = l0 if aim is None else aim.square()
-        total = terms["reconstruction"] + self.coefficient * now.warmup * terms["sparsity"]
+            terms["sparsity"] = sae.is_on(pre_BF).sum(-1).mean()
+        price = terms["sparsity"]
+        if self.target_l0 is not None:
+            over = _whole_mean(price, len(x_BD), now) - self.target_l0
+            price = 2 / self.target_l0 * over.square()
+        total = terms["reconstruction"] + self.coefficient * now.warmup * price
         if self.pre_act:
             below_BF = torch.relu(sae.threshold - pre_BF) * length_F
             terms["pre_act"] = below_BF.sum(-1).mean()

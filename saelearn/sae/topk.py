@@ -103,7 +103,8 @@ class BatchTopK(SAE):
 
     def observe(self, f: Tensor) -> Tensor:
         """The smallest active feature; infinite if none is active."""
-        return torch.where(f > 0, f, torch.inf).min()
+        active = torch.where(f > 0, f, torch.inf)
+        return active.min() if active.numel() else f.new_tensor(torch.inf)
 
     @torch.no_grad()
     def after_step_(self, observed_P: Tensor | None) -> None:

@@ -28,6 +28,7 @@ class Transcoder(SAE):
     """
 
     architecture = "transcoder"
+    accepted = SAE.accepted | {"apply_b_dec_to_input": False}
 
     def __init__(self, d_in: int, d_sae: int, *, d_out: int | None = None, **arguments):
         # the offset belongs to the output, so it is no centre of the input
