@@ -52,11 +52,14 @@ class SAE(nn.Module):
     Attributes:
         architecture: its name in a file; naming one makes `load` find the class.
         feature_axis: for each parameter or buffer with an entry for each feature: along which axis.
+        offsets: parameters that are as large as pre-activations, and so have further to go than a
+            weight (`Settings.bias_lr`).
         objectives: names of the objectives that can train it; any, if empty.
     """
 
     architecture: ClassVar[str] = "standard"
     feature_axis: ClassVar[dict[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0}
+    offsets: ClassVar[tuple[str, ...]] = ("b_enc",)
     objectives: ClassVar[tuple[str, ...]] = ()
     accepted: ClassVar[dict[str, Any]] = {
         "activation_fn": "relu",  # files before v6 name it, one way or the other

@@ -32,6 +32,7 @@ class Gated(SAE):
 
     architecture = "gated"
     feature_axis: ClassVar = {"W_enc": 1, "W_dec": 0, "b_gate": 0, "b_mag": 0, "r_mag": 0}
+    offsets = ("b_gate", "b_mag")
     objectives = ("GatedL1",)
 
     def __init__(self, d_in: int, d_sae: int, **arguments):

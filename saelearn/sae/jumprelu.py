@@ -59,6 +59,7 @@ class JumpReLU(SAE):
 
     architecture = "jumprelu"
     feature_axis = SAE.feature_axis | {"threshold": 0}
+    offsets = ("b_enc", "threshold")
     objectives = ("JumpL0",)
     accepted = SAE.accepted | {"activation_fn": "jumprelu", "activation_fn_str": "jumprelu"}
 

@@ -42,6 +42,7 @@ def train(
     target: Tensor | None = None,
     batch_size: int = Settings.batch_size,
     lr: float = Settings.lr,
+    bias_lr: float | None = Settings.bias_lr,
     lr_warmup: float = Settings.lr_warmup,
     lr_decay: float = Settings.lr_decay,
     l1_warmup: float = Settings.l1_warmup,
@@ -83,6 +84,10 @@ def train(
             A stream gives pairs of batches instead.
         batch_size: B, if `data` is one tensor; of all processes together.
         lr: peak learning rate.
+        bias_lr: how many times that `b_enc` (and what else is as large as pre-activations) moves
+            by. Adam moves every number by about the same, and a bias has as far to go as a whole
+            product x.w, so by default it counts as the weight of an input as long as x: the root
+            of the mean squared norm in training.
         lr_warmup, lr_decay: shares of the steps in which it rises from 0, and falls to 0.
         l1_warmup: share of the steps in which the penalty rises from 0; without it many features
             die.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from saelearn.errors import Refusal
@@ -97,17 +98,8 @@ def free(device: str = "cpu") -> int | None:
         return torch.cuda.mem_get_info(device)[0] + cached
     if kind == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    known = [bytes_ for bytes_ in (_available(), _container()) if bytes_ is not None]
-    return min(known, default=None)
-
-
-def _available() -> int | None:
-    """What Linux could give without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        return next(int(li.split()[1]) * 1024 for li in lines if li.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
+    known = [psutil.virtual_memory().available, _container()]
+    return min(bytes_ for bytes_ in known if bytes_ is not None)
 
 
 def _container() -> int | None:

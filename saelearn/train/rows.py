@@ -28,6 +28,7 @@ class Rows:
     Attributes:
         d_in, d_out: widths of the input, and of the target if it is another.
         batch_size: rows in a step.
+        bias_lr: how many times the learning rate offsets move by.
     """
 
     def __init__(self, settings: Settings, source: Shuffled | Streamed):
@@ -42,10 +43,13 @@ class Rows:
         x_ND, target_ND = self._split(sample_NX.float())
         self.d_in, self.d_out = self._d_in, None if target_ND is None else target_ND.shape[1]
         self._sample, self.scale, self.target_scale = (x_ND, target_ND), 1.0, 1.0
+        to_width = mean_norm_scale(x_ND)
         if settings.normalize:
-            self.scale = self.target_scale = mean_norm_scale(x_ND)
+            self.scale = self.target_scale = to_width
             if target_ND is not None:
                 self.target_scale = mean_norm_scale(target_ND)
+        typical_norm = self.scale * self._d_in**0.5 / to_width
+        self.bias_lr = typical_norm if settings.bias_lr is None else settings.bias_lr
 
     def with_(self, settings: Settings) -> Rows:
         """The same rows for a training with other settings, which differ in their strength only."""
@@ -64,7 +68,8 @@ class Rows:
         target_ND = None if target_ND is None else target_ND * self.target_scale
         sae = self.settings.new_sae(x_ND * self.scale, target_ND)
         scales = {"scale": self.scale, "target_scale": self.target_scale}
-        return State(sae, lr=self.settings.lr, seed=self.settings.seed, memory=memory, **scales)
+        how = {"lr": self.settings.lr, "bias_lr": self.bias_lr, "seed": self.settings.seed}
+        return State(sae, memory=memory, **how, **scales)
 
     def small_sae(self) -> SAE:
         """One of the kind with as few features as it can have, to count with."""

@@ -33,6 +33,7 @@ class Settings:
     k: int | None = None
     batch_size: int = 1_024
     lr: float = 1e-3
+    bias_lr: float | None = None
     lr_warmup: float = 0.02
     lr_decay: float = 0.2
     l1_warmup: float = 0.05
@@ -54,6 +55,8 @@ class Settings:
         if self.k is not None:
             whole(self.k, "k", 1, self.d_sae)
         check_range(self.lr, "lr", 0.0)
+        if self.bias_lr is not None:
+            check_range(self.bias_lr, "bias_lr", 0.0)
         for name in ("lr_warmup", "lr_decay", "l1_warmup"):
             check_range(getattr(self, name), name, 0.0, 1.0)
         if not (isinstance(self.clip_norm, float | int) and self.clip_norm > 0):

@@ -56,6 +56,7 @@ def sweep(
     target: Tensor | None = None,
     batch_size: int = Settings.batch_size,
     lr: float = Settings.lr,
+    bias_lr: float | None = Settings.bias_lr,
     lr_warmup: float = Settings.lr_warmup,
     lr_decay: float = Settings.lr_decay,
     l1_warmup: float = Settings.l1_warmup,
@@ -82,9 +83,9 @@ def sweep(
         l1_coefficients, objectives, ks: the values that are varied, of one of the three.
         steps: optimizer steps.
         seeds: trained for each of them.
-        kind, k, objective, target, batch_size, lr, lr_warmup, lr_decay, l1_warmup, decoder_norm,
-            center, normalize, clip_norm, resample_at, frozen, device, precision, log_every: the
-            same for all, and the same as in `train`. There are no checkpoints.
+        kind, k, objective, target, batch_size, lr, bias_lr, lr_warmup, lr_decay, l1_warmup,
+            decoder_norm, center, normalize, clip_norm, resample_at, frozen, device, precision,
+            log_every: the same for all, and the same as in `train`. There are no checkpoints.
         progress: one bar over the whole sweep.
         callback: called with (value, seed, what was trained so far) for each SAE whenever there is
             a record, every `log_every` steps.
@@ -232,7 +233,8 @@ class _SideBySide:
         self._coefficients = [each.settings.objective.coefficient for each in rows]
         stacks = [Stack.of(state.sae) for state in states]
         self._stack = Stack(*(nn.Parameter(torch.cat(each)) for each in zip(*stacks, strict=True)))
-        self._adam = Adam(self._stack, lr=0.0)
+        factors = {self._stack.b_enc_KF: rows[0].bias_lr}
+        self._adam = Adam(self._stack, lr=0.0, factors=factors)
         self._silent_KF = torch.stack([state.silent_F for state in states])
         for k, state in enumerate(states):  # what they hold are views from now on
             sae, (W_enc_FD, b_enc_F, W_dec_FD, b_dec_D) = (

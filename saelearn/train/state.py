@@ -65,13 +65,15 @@ class State:
         *,
         lr: float,
         seed: int,
+        bias_lr: float = 1.0,
         scale: float = 1.0,
         target_scale: float | None = None,
         memory: dict[str, int] | None = None,
     ):
         self.sae, self.scale, self.memory = sae, scale, memory or {}
         self.target_scale = scale if target_scale is None else target_scale
-        self.optimizer = Adam(sae.parameters(), lr=lr)
+        factors = {getattr(sae, name): bias_lr for name in sae.offsets}
+        self.optimizer = Adam(sae.parameters(), lr=lr, factors=factors)
         self.generator = generator_for(seed, "resampling")
         self.silent_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         self.history: list[Record] = []

@@ -7,7 +7,7 @@ Shapes: B batch, D activation width, F features, K SAEs side by side.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -67,13 +67,20 @@ class Adam:
     Args:
         parameters: what it moves.
         lr: the learning rate, which may change between steps.
+        factors: how many times that some of them are moved by; 1 if not named.
 
     Attributes:
         state: for each parameter that was moved: "step", "exp_avg", "exp_avg_sq".
     """
 
-    def __init__(self, parameters: Iterable[Tensor], *, lr: float):
-        self.parameters, self.lr = list(parameters), lr
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        *,
+        lr: float,
+        factors: Mapping[Tensor, float] | None = None,
+    ):
+        self.parameters, self.lr, self._factors = list(parameters), lr, dict(factors or {})
         self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
     @torch.no_grad()
@@ -85,13 +92,15 @@ class Adam:
                 zero = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 moments = {n: torch.zeros_like(parameter) for n in ("exp_avg", "exp_avg_sq")}
                 self.state[parameter] = {"step": zero, **moments}
-        states = [self.state[p] for p in moved]
-        adam(
-            [_rows(p) for p in moved], [_rows(p.grad) for p in moved],
-            *([_rows(state[n]) for state in states] for n in ("exp_avg", "exp_avg_sq")),
-            [], [state["step"] for state in states], lr=self.lr, beta1=0.9, beta2=0.999,
-            eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False, fused=True,
-        )  # fmt: skip
+        for factor in dict.fromkeys(self._factors.get(p, 1.0) for p in moved):
+            group = [p for p in moved if self._factors.get(p, 1.0) == factor]
+            states = [self.state[p] for p in group]
+            adam(
+                [_rows(p) for p in group], [_rows(p.grad) for p in group],
+                *([_rows(state[n]) for state in states] for n in ("exp_avg", "exp_avg_sq")),
+                [], [state["step"] for state in states], lr=self.lr * factor, beta1=0.9,
+                beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False, fused=True,
+            )  # fmt: skip
 
 
 def _rows(matrix: Tensor) -> Tensor:
