@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from numbers import Real
 
 import torch
@@ -95,3 +96,14 @@ def check_range(value: float, name: str, low: float, high: float = float("inf"))
         return value
     span = f"{name} between {low:g} and {high:g}" if high < float("inf") else f"{name} >= {low:g}"
     raise Refusal(span, repr(value), f"pass a number for {name} in that range")
+
+
+def check_whole(value: int, name: str, low: int, high: float = float("inf")) -> int:
+    """Return `value` as an int if it is a whole number in [low, high]; else refuse."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise Refusal(f"{name} as a whole number", repr(value))
+    return int(check_range(number, name, low, high))

@@ -6,7 +6,6 @@ Shapes: B batch, D = d_in activation width, F = d_sae features, I features that 
 from __future__ import annotations
 
 import math
-import operator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from saelearn import artifacts
-from saelearn.errors import ArtifactError, Refusal, check_activations, check_range, check_width
+from saelearn.errors import ArtifactError, Refusal, check_activations, check_width
 
 WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
 CENTERS = ("mean", "geometric_median", "zero")
@@ -329,17 +328,6 @@ def needs(config: dict[str, Any], name: str) -> Any:
     if name not in config:
         raise Refusal(f"{name} in {CONFIG_FILE}", f"only {', '.join(sorted(config))}")
     return config[name]
-
-
-def whole(value: Any, name: str, low: int, high: float) -> int:
-    """A whole number from `low` to `high`; anything else is refused."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise Refusal(f"{name} as a whole number", repr(value)) from None
-    if isinstance(value, bool):
-        raise Refusal(f"{name} as a whole number", repr(value))
-    return int(check_range(number, name, low, high))
 
 
 @torch.no_grad()

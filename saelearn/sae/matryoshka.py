@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saelearn.errors import Refusal
-from saelearn.sae.base import SAE, SAEOutput, whole
+from saelearn.errors import Refusal, check_whole
+from saelearn.sae.base import SAE, SAEOutput
 from saelearn.sae.objectives import AT_FULL, Loss, Now, Squared, output_of, squared_error
 
 
@@ -38,7 +38,7 @@ class Matryoshka(Squared):
         super().__post_init__()
         object.__setattr__(self, "widths", tuple(self.widths))
         for width in self.widths:
-            whole(width, "each of widths", 1, float("inf"))
+            check_whole(width, "each of widths", 1)
         if not self.widths or any(a >= b for a, b in itertools.pairwise(self.widths)):
             raise Refusal("at least one of widths, each above the one before", repr(self.widths))
 

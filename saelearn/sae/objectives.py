@@ -16,8 +16,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from saelearn.errors import Refusal, check_range
-from saelearn.sae.base import SAE, SAEOutput, whole
+from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.sae.base import SAE, SAEOutput
 
 DECODER_NORMS = ("weighted", "unit_norm", "free")
 
@@ -170,9 +170,9 @@ class Squared(Objective):
     decoder_norm: str = "free"
 
     def __post_init__(self):
-        whole(self.aux_k, "aux_k", 0, float("inf"))
+        check_whole(self.aux_k, "aux_k", 0)
         check_range(self.aux_coefficient, "aux_coefficient", 0.0)
-        whole(self.dead_after, "dead_after", 1, float("inf"))
+        check_whole(self.dead_after, "dead_after", 1)
         check_norm(self.decoder_norm, ("free", "unit_norm"))
 
     def __call__(self, sae: SAE, x_BD: Tensor, now: Now = AT_FULL) -> tuple[Loss, SAEOutput]:

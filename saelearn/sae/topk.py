@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelearn.sae.base import SAE, needs, whole
+from saelearn.errors import check_whole
+from saelearn.sae.base import SAE, needs
 from saelearn.sae.jumprelu import JumpReLU
 
 
@@ -32,7 +33,7 @@ class TopK(SAE):
 
     def __init__(self, d_in: int, d_sae: int, *, k: int, **arguments):
         super().__init__(d_in, d_sae, **arguments)
-        self.k = whole(k, "k", 1, d_sae)
+        self.k = check_whole(k, "k", 1, d_sae)
 
     def activate(self, pre_BF: Tensor) -> Tensor:
         """At most k features above 0 in each row."""
@@ -84,7 +85,7 @@ class BatchTopK(SAE):
 
     def __init__(self, d_in: int, d_sae: int, *, k: int, **arguments):
         super().__init__(d_in, d_sae, **arguments)
-        self.k = whole(k, "k", 1, d_sae)
+        self.k = check_whole(k, "k", 1, d_sae)
         self.register_buffer("threshold", torch.zeros(()))
 
     def activate(self, pre_BF: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from saelearn.sae.base import SAE, needs, whole
+from saelearn.errors import check_whole
+from saelearn.sae.base import SAE, needs
 
 
 class Transcoder(SAE):
@@ -33,7 +34,7 @@ class Transcoder(SAE):
     def __init__(self, d_in: int, d_sae: int, *, d_out: int | None = None, **arguments):
         # the offset belongs to the output, so it is no centre of the input
         super().__init__(d_in, d_sae, **arguments | {"apply_b_dec_to_input": False})
-        if d_out is not None and whole(d_out, "d_out", 1, float("inf")) != d_in:
+        if d_out is not None and check_whole(d_out, "d_out", 1) != d_in:
             seed = arguments.get("seed", 0)
             rows_FO = torch.randn(d_sae, d_out, generator=torch.Generator().manual_seed(seed))
             rows_FO *= self.W_dec[0].norm().item() / rows_FO.norm(dim=1, keepdim=True)

@@ -86,8 +86,8 @@ def train(
         lr: peak learning rate.
         bias_lr: how many times that `b_enc` (and what else is as large as pre-activations) moves
             by. Adam moves every number by about the same, and a bias has as far to go as a whole
-            product x.w, so by default it counts as the weight of an input as long as x: the root
-            of the mean squared norm in training.
+            product x.w; None counts it as the weight of an input as long as x: the root of the
+            mean squared norm in training.
         lr_warmup, lr_decay: shares of the steps in which it rises from 0, and falls to 0.
         l1_warmup: share of the steps in which the penalty rises from 0; without it many features
             die.

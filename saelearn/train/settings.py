@@ -10,16 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import Refusal, check_range, check_whole
 from saelearn.sae import CENTERS, L1, SAE, Objective, Squared
-from saelearn.sae.base import whole
 from saelearn.train.resampling import resampling_steps
 from saelearn.train.update import l1_factor, lr_factor
 
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("cpu", "cuda", "mps")
 FROZEN = {"decoder": "W_dec", "encoder": "W_enc"}
-UNENDING = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +31,7 @@ class Settings:
     k: int | None = None
     batch_size: int = 1_024
     lr: float = 1e-3
-    bias_lr: float | None = None
+    bias_lr: float | None = 1.0
     lr_warmup: float = 0.02
     lr_decay: float = 0.2
     l1_warmup: float = 0.05
@@ -50,10 +48,10 @@ class Settings:
 
     def __post_init__(self):
         for name in ("d_sae", "steps", "batch_size", "log_every"):
-            object.__setattr__(self, name, whole(getattr(self, name), name, 1, UNENDING))
-        whole(self.seed, "seed", 0, 2**63 - 1)
+            object.__setattr__(self, name, check_whole(getattr(self, name), name, 1))
+        check_whole(self.seed, "seed", 0, 2**63 - 1)
         if self.k is not None:
-            whole(self.k, "k", 1, self.d_sae)
+            check_whole(self.k, "k", 1, self.d_sae)
         check_range(self.lr, "lr", 0.0)
         if self.bias_lr is not None:
             check_range(self.bias_lr, "bias_lr", 0.0)
