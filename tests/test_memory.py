@@ -69,6 +69,32 @@ def test_the_count_is_what_a_process_grows_by(shape):
     assert 0.75 * needed < after - before < 1.15 * needed
 
 
+AUTOGRAD = """
+import torch
+from saelearn.sae import JumpL0, JumpReLU
+from saelearn.train import train
+def training(x, features):
+    return train(x, features, kind=JumpReLU, objective=JumpL0(1.0), steps=3, batch_size=1024,
+                 progress=False)
+def most():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+x = torch.randn(2048, 256)
+training(x[:64], 16)
+before = most()
+needed = sum(training(x, 8192).memory.values())
+print(before, most(), needed)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
+def test_what_automatic_differentiation_keeps_is_counted():
+    command = [sys.executable, "-c", AUTOGRAD]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, after, needed = map(int, done.stdout.split())
+    assert 0.75 * needed < after - before < 1.15 * needed
+
+
 def test_too_little_is_refused_with_sizes_that_fit(monkeypatch):
     room = 50_000_000
     monkeypatch.setattr(memory, "free", lambda device: room)

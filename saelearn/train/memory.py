@@ -20,7 +20,7 @@ from saelearn.train.settings import Settings
 FP32 = 4  # bytes
 LISTED = 72  # bytes for an active entry: its place and value, in both orders, and its gradient
 SPARSE_BELOW = 0.1  # if the plan is not known yet
-AUTOGRAD = 6  # matrices of the features' size that it holds at once
+AUTOGRAD = 8  # matrices of the features' size that it holds at once (seen: 5 to 8)
 
 
 def needed(
