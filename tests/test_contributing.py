@@ -18,7 +18,7 @@ import pytest
 import torch
 from notebook_rules import faults
 
-from saelearn import course, exercises
+from saelearn import course, exercises, sae
 from saelearn.sae import SAE
 from saelearn.train import engines
 
@@ -82,6 +82,16 @@ def test_the_architecture_trains_resamples_sweeps_and_is_read_again(names):
     assert torch.equal(again(x_ND).x_hat, trained.sae(x_ND).x_hat)
     weak, strong = (each.history[-1]["sparsity"] for each in several)
     assert strong < weak
+
+
+def test_who_says_what_says_it():
+    """Of the table: each class really changes what its line names."""
+    rows = re.findall(r"(?m)^\| [^|]+ \| (`.+) \| (`.+) \|$", PAGE)
+    assert len(rows) == 5
+    for said, kinds in rows:
+        for kind in re.findall(r"`(\w+)`", kinds):
+            changed = vars(getattr(sae, kind))
+            assert [name for name in re.findall(r"`(\w+)`", said) if name not in changed] == []
 
 
 def test_the_engine_is_chosen_and_trains_as_autograd(names, monkeypatch):
