@@ -1,7 +1,7 @@
 """Any Hugging Face causal language model: load, capture, edit, generate. Lesson 06.
 
 The course's tiny model takes the same path as `gpt2` or a Llama. A site is a place in a model,
-such as `transformer.h.1:out` (`saelearn.sites`). Shapes: N documents, B batch, T positions, D
+such as `transformer.h.1:out` (`lm.sites`). Shapes: N documents, B batch, T positions, D
 activation width, V vocabulary.
 """
 

@@ -1,4 +1,7 @@
-"""Sparse autoencoders: equations, losses, files. One file for each architecture."""
+"""Sparse autoencoders: `base`, then one file for each architecture, with a loss if it has its own.
+
+What a loss is, and those that fit several architectures, stand in `objectives`.
+"""
 
 from saelearn.sae.base import (
     CENTERS,

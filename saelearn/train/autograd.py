@@ -31,10 +31,18 @@ class Seen(NamedTuple):
 
 
 class Engine(Protocol):
-    """How loss and gradients are computed."""
+    """How loss and gradients are computed.
+
+    Those of `engines.FAST` also have `fits(sae, objective, *, device, precision, processes)`, and
+    are made as `Autograd` is, with a `Plan` before the rest.
+    """
 
     def __call__(self, sae: SAE, x_BD: Tensor, objective: Objective, now: Now) -> Seen:
-        """Write the gradient of `objective` into the parameters' `.grad`."""
+        """Write the gradient of `objective` into the parameters' `.grad`.
+
+        Each lies in memory as its parameter does (`W_enc`: feature by feature): the fused update
+        goes by memory, not by index.
+        """
 
 
 class Autograd:

@@ -10,6 +10,7 @@ from saelearn.train.autograd import Autograd, Engine
 from saelearn.train.fast.kernels import Plan, SparseL1, SparseTopK
 
 FAST = [SparseL1, SparseTopK]
+"""The first that `fits` is taken; one of your own is appended."""
 
 
 def engine_for(

@@ -1,4 +1,4 @@
-"""Train sparse autoencoders: one loop for every kind, one visible step in it. Lessons 05, 07.
+"""Train sparse autoencoders: one loop for every kind; its step is `update.step`. Lessons 05, 07.
 
 Shapes: N rows of data, B batch, D activation width, F features.
 """

@@ -1,5 +1,5 @@
-"""One training step: loss and gradients, then the update; and what changes from step to step.
-Lessons 05, 07.
+"""One training step: an engine's loss and gradients (`autograd`; faster ones in `fast`), then the
+update; and what changes from step to step. Lessons 05, 07.
 
 Shapes: B batch, D activation width, F features, K SAEs side by side.
 """

@@ -8,7 +8,7 @@ input = x - b_dec and the price p_f = l1_coefficient ||W_dec_f|| / B of a featur
     dL/dW_dec = 2/B f^T e            dL/dW_enc = input^T dL/df          dL/db_enc = sum_B dL/df
     dL/db_dec = 2/B sum_B e - W_enc dL/db_enc
 
-and everything but the search for the active entries (`encoders`) can be done at these alone. Loss
+and everything but the search for the active entries (`search`) can be done at these alone. Loss
 and gradient are the same up to rounding: tests compare them with float64 autograd. Lesson 07.
 
 A TopK SAE is the case with p = 0 and another search (`search.largest`).
@@ -40,7 +40,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Plan:
     """Which way the step goes on a machine (`tuning.measured_plan`). A checkpoint holds it.
 
-    encoder: how active entries are found, of `encoders.ENCODERS`.
+    encoder: how active entries are found, of `search.ENCODERS`.
     sparse_below: share of active entries below which the sparse way is taken; 0 is always dense.
     """
 
