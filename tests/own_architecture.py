@@ -32,11 +32,11 @@ class Loud(SAE):
     def after_step_(self, observed_P):
         self.level.lerp_(observed_P.max().to(self.level), 0.02)
 
-    def settings(self):  # into cfg.json
+    def own_config(self):  # into cfg.json
         return {"share": self.share}
 
     @classmethod
-    def arguments(cls, config):  # and back
+    def arguments_from(cls, config):  # and back
         return {"share": config["share"]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import subprocess
@@ -297,8 +298,10 @@ def test_engines_are_chosen_by_what_they_can():
         return type(engine_for(sae, objective, **more)).__name__
 
     assert name(SAE(4, 8), L1(1.0)) == name(SAE(4, 8), L1(1.0), precision="bf16") == "SparseL1"
-    assert name(TopK(4, 8, k=2), Squared()) == name(BatchTopK(4, 8, k=2), Squared()) == "SparseTopK"
-    assert name(TopK(4, 8, k=2), Squared(), precision="bf16") == "Autograd"
+    few = name(TopK(4, 20, k=2), Squared()), name(BatchTopK(4, 20, k=2), Squared())
+    assert few == ("SparseTopK", "SparseTopK")
+    assert name(TopK(4, 20, k=9), Squared()) == "Autograd"
+    assert name(TopK(4, 20, k=2), Squared(), precision="bf16") == "Autograd"
     assert name(BatchTopK(4, 8, k=2), Matryoshka(widths=(2,))) == "Autograd"
     assert name(Loud(4, 8), L1(1.0)) == "Autograd"  # whoever changes anything is another
 
@@ -437,6 +440,65 @@ def test_frozen_directions_stay(frozen, of):
     weights = dict(trained.sae.named_parameters())
     assert torch.equal(weights[name], getattr(start, name))
     assert all(not torch.equal(w, getattr(start, n)) for n, w in weights.items() if n != name)
+
+
+def test_a_sweep_of_uncentred_saes_is_as_each_alone():
+    toy = PlantedFeatures.make(12, D, 0.15)
+    x_ND = toy.sample(400, generator=torch.Generator().manual_seed(0))[0] + 1
+    kind = functools.partial(SAE, apply_b_dec_to_input=False)
+    how = {"kind": kind, "steps": 25, "batch_size": 64, "progress": False}
+    for l1, trained in zip([0.1, 0.5], sweep(x_ND, F, [0.1, 0.5], **how), strict=True):
+        assert equal(bits(trained), bits(train(x_ND, F, l1_coefficient=l1, **how)))
+
+
+def test_a_gradient_may_lie_in_memory_in_any_way():
+    """The fused update goes by memory; an engine need not know that."""
+    found = []
+    for turn in (False, True):
+        sae, optimizer = filled(SAE(D, F)), None
+        optimizer = Adam(sae.parameters(), lr=0.1)
+        Squared()(sae, inputs())[0].total.backward()
+        if turn:
+            for p in sae.parameters():
+                if p.ndim == 2:
+                    p.grad = p.grad.T.contiguous().T if p.is_contiguous() else p.grad.contiguous()
+        optimizer.step()
+        found.append(copy.deepcopy(sae.state_dict()))
+    assert equal(*found)
+
+
+def test_an_architecture_must_say_what_belongs_to_a_feature():
+    class Forgetful(SAE):
+        def __init__(self, *sizes, **arguments):
+            super().__init__(*sizes, **arguments)
+            self.gain = torch.nn.Parameter(torch.ones(self.d_sae))
+
+    with pytest.raises(Refusal, match=r"(?s)feature_axis.*gain"):
+        train(X, F, kind=Forgetful, l1_coefficient=1.0, steps=2, progress=False)
+
+
+def test_a_class_that_its_file_cannot_make_again_is_told(tmp_path):
+    class Silent(SAE):
+        architecture = "silent"
+
+        def __init__(self, d_in, d_sae, *, gain, **arguments):
+            super().__init__(d_in, d_sae, **arguments)
+
+    Silent(D, F, gain=2).save(tmp_path / "sae")
+    with pytest.raises(Refusal, match=r"(?s)gain.*arguments_from"):
+        load(tmp_path / "sae")
+    del SAE.known["silent"]
+
+
+def test_dead_features_of_an_own_pre_explain_by_it():
+    class Doubled(TopK):
+        def pre(self, x_BD):
+            return 2 * super().pre(x_BD)
+
+    sae, now = filled(Doubled(D, F, k=2)), Now(dead_F=torch.arange(F) >= 10)
+    ours = Squared(aux_k=3).auxiliary(sae, inputs(), torch.ones(B, D), now)
+    single = Squared(aux_k=3).auxiliary(filled(TopK(D, F, k=2)), inputs(), torch.ones(B, D), now)
+    assert not torch.allclose(ours, single)
 
 
 # --- what makes no sense --------------------------------------------------------------------------

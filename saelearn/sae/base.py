@@ -93,7 +93,8 @@ class SAE(nn.Module):
         self.metadata = dict(metadata or {})
 
     def __init_subclass__(cls) -> None:
-        """Make an architecture with a name of its own one that `load` finds."""
+        """Make an architecture with a name of its own one that `load` finds; the last one with
+        a name counts, so that a cell of a notebook can be run again."""
         super().__init_subclass__()
         if "architecture" in vars(cls):
             cls.known[cls.architecture] = cls
@@ -221,7 +222,7 @@ class SAE(nn.Module):
         """The SAE as files know it; what differs in training alone is left behind."""
         return self
 
-    def settings(self) -> dict[str, Any]:
+    def own_config(self) -> dict[str, Any]:
         """The constructor's arguments that are this architecture's own; they go into the file."""
         return {}
 
@@ -248,14 +249,14 @@ class SAE(nn.Module):
             "apply_b_dec_to_input": self.apply_b_dec_to_input,
             "normalize_activations": "none",
             "reshape_activations": "none",
-            **self.settings(),
+            **self.own_config(),
             # a loader of this format takes its pre-6 path, and drops metadata, without a version
             "metadata": {"sae_lens_version": "6.54.12", **self.metadata},
         }
 
     @classmethod
-    def arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """The constructor's arguments from a file's settings; `settings` turned round."""
+    def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The same arguments from a file's settings; `own_config` turned round."""
         return {}
 
     @classmethod
@@ -301,7 +302,15 @@ class SAE(nn.Module):
             )
         given = {"apply_b_dec_to_input": True, "metadata": {}}
         given = {name: config.get(name, default) for name, default in given.items()}
-        sae = cls(**size, **given, **cls.arguments(config))
+        own = cls.arguments_from(config)
+        try:
+            sae = cls(size["d_in"], size["d_sae"], **given, **own)
+        except TypeError as error:
+            raise Refusal(
+                f"a {cls.__name__} that can be made of {CONFIG_FILE}",
+                str(error),
+                f"own_config and arguments_from of {cls.__name__} have to name its arguments",
+            ) from error
         sae.to(device=found.device, dtype=found.dtype)
         expected = {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
         received = {name: tuple(tensor.shape) for name, tensor in weights.items()}

@@ -188,15 +188,19 @@ class Squared(Objective):
     def auxiliary(self, sae: SAE, x_BD: Tensor, error_BD: Tensor, now: Now) -> Tensor | None:
         """How badly dead features explain an error; None without `aux_k`, 0 if none is dead.
 
-        Only the dead features' columns are multiplied.
+        Only the dead features' columns are multiplied, unless the architecture has a `pre` of its
+        own.
         """
         if not self.aux_k or now.dead_F is None:
             return None
         dead_I = now.dead_F.nonzero().squeeze(1)
         if len(dead_I) == 0:
             return error_BD.new_zeros(())
-        x_BD = x_BD - sae.b_dec if sae.apply_b_dec_to_input else x_BD
-        pre_BI = x_BD @ sae.W_enc[:, dead_I] + sae.b_enc[dead_I]
+        if type(sae).pre is SAE.pre:
+            x_BD = x_BD - sae.b_dec if sae.apply_b_dec_to_input else x_BD
+            pre_BI = x_BD @ sae.W_enc[:, dead_I] + sae.b_enc[dead_I]
+        else:
+            pre_BI = sae.pre(x_BD)[:, dead_I]
         top = pre_BI.topk(min(self.aux_k, len(dead_I)), dim=-1)
         f_BI = torch.zeros_like(pre_BI).scatter(-1, top.indices, top.values.relu())
         return (error_BD - (f_BI @ sae.W_dec[dead_I]).float()).square().sum(-1).mean()

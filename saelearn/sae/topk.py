@@ -40,11 +40,11 @@ class TopK(SAE):
         top = pre_BF.topk(self.k, dim=-1)
         return torch.zeros_like(pre_BF).scatter(-1, top.indices, top.values.relu())
 
-    def settings(self) -> dict[str, Any]:
+    def own_config(self) -> dict[str, Any]:
         return {"k": self.k, "rescale_acts_by_decoder_norm": False}
 
     @classmethod
-    def arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
         return {"k": needs(config, "k")}
 
     @classmethod
@@ -122,9 +122,9 @@ class BatchTopK(SAE):
         sae.load_state_dict(state | {"threshold": self.threshold.expand(self.d_sae)})
         return sae
 
-    def settings(self) -> dict[str, Any]:
+    def own_config(self) -> dict[str, Any]:
         return {"k": self.k}
 
     @classmethod
-    def arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
         return {"k": needs(config, "k")}

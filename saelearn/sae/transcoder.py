@@ -40,11 +40,11 @@ class Transcoder(SAE):
             rows_FO *= self.W_dec[0].norm().item() / rows_FO.norm(dim=1, keepdim=True)
             self.W_dec, self.b_dec = nn.Parameter(rows_FO), nn.Parameter(torch.zeros(d_out))
 
-    def settings(self) -> dict[str, Any]:
+    def own_config(self) -> dict[str, Any]:
         return {"d_out": self.d_out}
 
     @classmethod
-    def arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
+    def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
         return {"d_out": needs(config, "d_out")}
 
 

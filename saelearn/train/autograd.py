@@ -6,12 +6,25 @@ Shapes: B batch, D activation width, F features, P processes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from saelearn.sae import SAE, Loss, Now, Objective
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which way a fast engine goes on a machine (`fast.measured_plan`).
+
+    encoder: how active entries are found, of `fast.ENCODERS`.
+    sparse_below: share of active entries below which the sparse way is taken; 0 is always dense.
+    """
+
+    encoder: str = "plain"
+    sparse_below: float = 0.03
 
 
 class Seen(NamedTuple):
@@ -32,17 +45,14 @@ class Seen(NamedTuple):
 
 class Engine(Protocol):
     """How loss and gradients are computed.
+    One that can go several ways has a `plan`, which a checkpoint holds.
 
     Those of `engines.FAST` also have `fits(sae, objective, *, device, precision, processes)`, and
     are made as `Autograd` is, with a `Plan` before the rest.
     """
 
     def __call__(self, sae: SAE, x_BD: Tensor, objective: Objective, now: Now) -> Seen:
-        """Write the gradient of `objective` into the parameters' `.grad`.
-
-        Each lies in memory as its parameter does (`W_enc`: feature by feature): the fused update
-        goes by memory, not by index.
-        """
+        """Write the gradient of `objective` into the parameters' `.grad`."""
 
 
 class Autograd:

@@ -30,8 +30,8 @@ from torch import Tensor
 from saelearn.artifacts import replacing
 from saelearn.errors import ArtifactError, Refusal
 from saelearn.train import parallel
+from saelearn.train.autograd import Plan
 from saelearn.train.batches import Feed
-from saelearn.train.fast.kernels import Plan
 from saelearn.train.state import State
 
 FORMAT = "saelearn checkpoint 2"
@@ -198,13 +198,13 @@ class Keeper:
             return step % self.every == 0 and step > self._saved_step
         return time.monotonic() - self._saved_at >= self.every.total_seconds()
 
-    def save(self, state: State, feed: Feed, plan: Plan) -> None:
+    def save(self, state: State, feed: Feed, plan: Plan | None) -> None:
         """Write all that a run needs to go on, unless that is done or a step is under way."""
         if not self.writes or not state.whole or state.step == self._saved_step:
             return
         place, tensors = pack(feed.state_dict(), "data")
         record = state.numbers() | {"settings": self.settings, "environment": environment()}
-        record |= {"data": place, "plan": asdict(plan)}
+        record |= {"data": place, "plan": plan and asdict(plan)}
         save(self.folder, state.tensors() | tensors, record)
         self._saved_step, self._saved_at = state.step, time.monotonic()
 

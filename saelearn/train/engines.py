@@ -6,8 +6,9 @@ import torch
 
 from saelearn.sae import SAE, Objective
 from saelearn.train import parallel
-from saelearn.train.autograd import Autograd, Engine
-from saelearn.train.fast.kernels import Plan, SparseL1, SparseTopK
+from saelearn.train.autograd import Autograd, Engine, Plan
+from saelearn.train.fast.kernels import SparseL1, SparseTopK
+from saelearn.train.fast.tuning import measured_plan
 
 FAST = [SparseL1, SparseTopK]
 """The first that `fits` is taken; one of your own is appended."""
@@ -18,6 +19,7 @@ def engine_for(
     objective: Objective,
     *,
     device: str | torch.device = "cpu",
+    batch_size: int = 1_024,
     plan: Plan | None = None,
     precision: str = "fp32",
     compile: bool = False,
@@ -29,10 +31,13 @@ def engine_for(
     Args:
         sae, objective: what is trained, and for what.
         device, precision, compile: as for `train`.
-        plan: how a fast engine goes (`fast.measured_plan`).
+        batch_size: for which the fastest way is measured.
+        plan: how a fast engine goes; by default `fast.measured_plan`.
     """
-    kind = torch.device(device).type
+    how = {"device": torch.device(device).type, "precision": precision}
     for engine in FAST:
-        if engine.fits(sae, objective, device=kind, precision=precision, processes=parallel.size()):
+        if engine.fits(sae, objective, processes=parallel.size(), **how):
+            shape = sae.d_in, sae.d_sae, batch_size
+            plan = plan or measured_plan(*shape, device=device)
             return engine(plan, precision=precision, compile=compile)
     return Autograd(precision=precision, compile=compile)

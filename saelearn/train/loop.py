@@ -17,11 +17,10 @@ from tqdm.auto import tqdm
 from saelearn.errors import Refusal
 from saelearn.sae import SAE, Objective
 from saelearn.train import memory, parallel
+from saelearn.train.autograd import Plan
 from saelearn.train.batches import Feed, Shuffled, Streamed, batches
 from saelearn.train.checkpoint import Keeper, Stored, same_threads, unpack
 from saelearn.train.engines import engine_for
-from saelearn.train.fast.kernels import Plan
-from saelearn.train.fast.tuning import measured_plan
 from saelearn.train.resampling import resample
 from saelearn.train.rows import Rows
 from saelearn.train.settings import Settings
@@ -135,13 +134,14 @@ def train(
         bar = tqdm(total=steps, initial=stored.record["step"] if stored else 0, unit="step",
                    desc=memory.title("SAE", room), mininterval=0.5, disable=quiet)  # fmt: skip
         stack.callback(bar.close)
-        state, plan = _begin(settings, source, rows, stored, plan, room)
+        state, plan = _begin(source, rows, stored, plan, room)
         del stored  # as large as the state
         stop = stack.enter_context(Stop())
-        engine = parallel.Shared(engine_for(
-            state.sae, settings.objective, device=device, plan=plan, precision=precision,
-            compile=compile,
-        ), stop)  # fmt: skip
+        fastest = engine_for(
+            state.sae, settings.objective, device=device, batch_size=rows.batch_size, plan=plan,
+            precision=precision, compile=compile,
+        )  # fmt: skip
+        engine, plan = parallel.Shared(fastest, stop), getattr(fastest, "plan", None) or plan
         feed = Feed(source, device, parallel.share)
         keeper.save(state, feed, plan)
         with contextlib.suppress(KeyboardInterrupt):
@@ -214,20 +214,18 @@ def _room(settings: Settings, rows: Rows, *, checkpoint: bool) -> dict[str, int]
 
 
 def _begin(
-    settings: Settings,
     source: Shuffled | Streamed,
     rows: Rows,
     stored: Stored | None,
     plan: Plan | None,
     room: dict[str, int],
-) -> tuple[State, Plan]:
-    """The state to start with and the kernel's plan: new ones, or those of a checkpoint."""
+) -> tuple[State, Plan | None]:
+    """The state to start with and the engine's plan: new ones, or those of a checkpoint."""
     state = rows.new_state(room)
     parallel.same(state.sae.parameters())
     if not stored:
-        shape = state.sae.d_in, state.sae.d_sae, rows.batch_size
-        return state, plan or measured_plan(*shape, device=settings.device)
-    began = Plan(**stored.record["plan"])
+        return state, plan
+    began = stored.record["plan"] and Plan(**stored.record["plan"])
     if plan not in (None, began):
         raise Refusal(f"the plan that the run began with: {began}", str(plan))
     state.restore(stored.tensors, stored.record)

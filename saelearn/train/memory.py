@@ -13,7 +13,7 @@ import torch
 
 from saelearn.errors import Refusal
 from saelearn.sae import SAE
-from saelearn.train.autograd import Autograd
+from saelearn.train.autograd import Autograd, Plan
 from saelearn.train.engines import engine_for
 from saelearn.train.settings import Settings
 
@@ -86,7 +86,7 @@ def of_kind(sae: SAE, settings: Settings) -> dict[str, Any]:
     each = sum(p.numel() for n, p in sae.named_parameters() if n in sae.feature_axis) // sae.d_sae
     rest = sum(p.numel() for n, p in sae.named_parameters() if n not in sae.feature_axis)
     how = {"device": settings.device, "precision": settings.precision}
-    engine = engine_for(sae, settings.objective, **how)
+    engine = engine_for(sae, settings.objective, plan=Plan(), **how)
     return how | {"parameters": (each, rest), "autograd": isinstance(engine, Autograd)}
 
 

@@ -95,6 +95,7 @@ class Settings:
         """
         sae = self.untrained(sample_ND.shape[1], None if target_ND is None else target_ND.shape[1])
         self.objective.check(sae)
+        check_axes(sae)
         sae.center_(sample_ND if target_ND is None else target_ND, self.center)
         if self.frozen:
             getattr(sae, FROZEN[self.frozen]).requires_grad_(False)
@@ -110,7 +111,11 @@ class Settings:
             return self.kind(d_in, d_sae or self.d_sae, **given)
         except TypeError as error:
             name = kind_name(self.kind)
-            raise Refusal(f"a kind that takes {', '.join(given)}", f"{name}: {error}") from error
+            raise Refusal(
+                f"a kind that takes {', '.join(given)} and needs nothing else",
+                f"{name}: {error}",
+                "functools.partial(kind, ...) gives it arguments of its own",
+            ) from error
 
     def lr_at(self, i: int) -> float:
         """The learning rate of step `i`."""
@@ -149,6 +154,22 @@ def objective_of(
         "what to minimise", "no l1_coefficient, no objective and no k",
         "l1_coefficient=5.0, or objective=JumpL0(target_l0=20), or kind=BatchTopK with k=20",
     )  # fmt: skip
+
+
+def check_axes(sae: SAE) -> None:
+    """Refuse an architecture that does not say what belongs to a feature: it would not restart."""
+    others = (sae.d_in, sae.d_out, 1)
+    forgotten = [
+        name
+        for name, value in sae.state_dict().items()
+        if name not in sae.feature_axis and sae.d_sae in value.shape and sae.d_sae not in others
+    ]
+    if forgotten:
+        raise Refusal(
+            f"feature_axis of {type(sae).__name__} for every parameter with an entry a feature",
+            f"none for {', '.join(forgotten)}",
+            f"feature_axis = SAE.feature_axis | {{{forgotten[0]!r}: 0}}",
+        )
 
 
 def kind_name(kind: Callable[..., SAE]) -> str:

@@ -190,17 +190,12 @@ class _InTurn:
 
     def __init__(self, states: Sequence[State], rows: Sequence[Rows]):
         self._states, self._rows, settings = states, rows, rows[0].settings
-        shape = states[0].sae.d_in, states[0].sae.d_sae, rows[0].batch_size
         how = {"device": settings.device, "precision": settings.precision}
-        how["plan"] = measured_plan(*shape, device=settings.device)  # as each by itself
-        engines: dict[type, Any] = {}
-        self._engines = [
-            engines.setdefault(
-                type(each.settings.objective),
-                engine_for(state.sae, each.settings.objective, **how),
-            )
-            for state, each in zip(states, rows, strict=True)
-        ]
+        how["batch_size"] = rows[0].batch_size
+        chosen = (engine_for(s.sae, r.settings.objective, **how)
+                  for s, r in zip(states, rows, strict=True))  # fmt: skip
+        shared: dict[type, Any] = {}  # one of each class: it keeps memory, and nothing else
+        self._engines = [shared.setdefault(type(engine), engine) for engine in chosen]
 
     def step(self, batch_BX: Tensor) -> tuple[list[tuple[Tensor, Tensor | None]], list[Seen]]:
         """For each the rows and target of its step, and what was seen in it."""
@@ -253,7 +248,8 @@ class _SideBySide:
         l1_K = [float(each * now.warmup) for each in self._coefficients]
         sums, count_KF, gradient = self._kernel.stacked(
             self._stack, x_BD, l1_K=torch.tensor(l1_K, device=x_BD.device),
-            decoder_norm=decoder_norm, centred=True,
+            decoder_norm=decoder_norm,
+            centred=self._states[0].sae.apply_b_dec_to_input,
         )  # fmt: skip
         if decoder_norm == "unit_norm":
             keep_length_(self._stack.W_dec_KFD.detach(), gradient.W_dec_KFD)

@@ -45,7 +45,7 @@ def step(
     for parameter in sae.parameters():
         if not parameter.requires_grad:  # frozen
             parameter.grad = None
-    gradients = [_rows(p.grad)[None] for p in sae.parameters() if p.grad is not None]
+    gradients = [_rows(p.grad, p)[None] for p in sae.parameters() if p.grad is not None]
     unit_norm = objective.decoder_norm == "unit_norm" and sae.W_dec.grad is not None
     if unit_norm:
         keep_length_(sae.W_dec.detach(), sae.W_dec.grad)
@@ -96,15 +96,17 @@ class Adam:
             group = [p for p in moved if self._factors.get(p, 1.0) == factor]
             states = [self.state[p] for p in group]
             adam(
-                [_rows(p) for p in group], [_rows(p.grad) for p in group],
-                *([_rows(state[n]) for state in states] for n in ("exp_avg", "exp_avg_sq")),
+                [_rows(p, p) for p in group], [_rows(p.grad, p).contiguous() for p in group],
+                *([_rows(s[n], p) for s, p in zip(states, group, strict=True)]
+                  for n in ("exp_avg", "exp_avg_sq")),
                 [], [state["step"] for state in states], lr=self.lr * factor, beta1=0.9,
                 beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False, fused=True,
             )  # fmt: skip
 
 
-def _rows(matrix: Tensor) -> Tensor:
-    return matrix if matrix.is_contiguous() else matrix.T
+def _rows(matrix: Tensor, parameter: Tensor) -> Tensor:
+    """As the parameter lies in memory, by rows: the fused update goes by memory, not by index."""
+    return matrix if parameter.is_contiguous() else matrix.T
 
 
 @torch.no_grad()

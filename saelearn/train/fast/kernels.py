@@ -20,8 +20,7 @@ batch, D width, F features each, G = K F in all, A active entries, R = K B rows.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,23 +28,12 @@ import torch
 from torch import Tensor
 
 from saelearn.sae import L1, SAE, BatchTopK, Loss, Now, Objective, Squared, TopK
-from saelearn.train.autograd import Seen
+from saelearn.train.autograd import Plan, Seen
 from saelearn.train.fast.active import Active, at_once, chunks, joined, sums, table
-from saelearn.train.fast.search import ENCODERS, Find, Memory, few, largest
+from saelearn.train.fast.search import ENCODERS, Find, Scratch, few, largest
 
+DENSE_ABOVE = 0.2  # share of active entries above which full products are faster
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which way the step goes on a machine (`tuning.measured_plan`). A checkpoint holds it.
-
-    encoder: how active entries are found, of `search.ENCODERS`.
-    sparse_below: share of active entries below which the sparse way is taken; 0 is always dense.
-    """
-
-    encoder: str = "plain"
-    sparse_below: float = 0.03
 
 
 class Stack(NamedTuple):
@@ -84,6 +72,9 @@ class Parts(NamedTuple):
     W_dec_KFD: Tensor
 
 
+PartsOf = Callable[[Stack, Tensor, Tensor, Tensor], Parts]
+
+
 class Kernel:
     """What the fast engines share: loss and gradients of K SAEs side by side.
 
@@ -94,16 +85,19 @@ class Kernel:
     """
 
     def __init__(self, plan: Plan | None = None, *, precision: str = "fp32", compile: bool = False):
-        self.plan, self.precision, self._memory = plan or Plan(), precision, Memory()
+        self.plan, self.precision, self._scratch = plan or Plan(), precision, Scratch()
         self._dense = torch.compile(_dense) if compile else _dense
         with warnings.catch_warnings():  # PyTorch says once that CSR tensors are in beta
             warnings.simplefilter("ignore")
             torch.sparse_csr_tensor([0, 1], [0], [1.0])
 
-    def _alone(self, sae: SAE, x_BD: Tensor, l1: float, decoder_norm: str) -> tuple[Sums, Tensor]:
+    def _alone(
+        self, sae: SAE, x_BD: Tensor, l1: float, decoder_norm: str, parts_of: PartsOf | None = None
+    ) -> tuple[Sums, Tensor]:
         """One SAE: what is summed up and `count_F`; gradients are written into `.grad`."""
         l1_K = torch.full((1,), l1, device=x_BD.device)
         settings = {"decoder_norm": decoder_norm, "centred": sae.apply_b_dec_to_input}
+        settings["parts_of"] = parts_of
         sums, count_KF, gradient = self.stacked(Stack.of(sae), x_BD, l1_K=l1_K, **settings)
         sae.W_enc.grad = _laid_out_as(sae.W_enc, gradient.W_enc_KFD[0].T)
         sae.b_enc.grad, sae.W_dec.grad, sae.b_dec.grad = (g[0] for g in gradient[1:])
@@ -111,11 +105,22 @@ class Kernel:
 
     @torch.no_grad()
     def stacked(
-        self, sae: Stack, x_BD: Tensor, *, l1_K: Tensor, decoder_norm: str, centred: bool
+        self,
+        sae: Stack,
+        x_BD: Tensor,
+        *,
+        l1_K: Tensor,
+        decoder_norm: str,
+        centred: bool,
+        parts_of: PartsOf | None = None,
     ) -> tuple[Sums, Tensor, Stack]:
         """`l1_loss` of K SAEs on the same data `[K]`, `count_KF`, and gradients.
 
-        `centred`: the SAEs subtract `b_dec` from their input.
+        Args:
+            l1_K: lambda of each.
+            decoder_norm: as for `L1`.
+            centred: the SAEs subtract `b_dec` from their input.
+            parts_of: another search than for what is above zero.
         """
         sae = Stack(*(parameter.contiguous() for parameter in sae))
         B, norm_KF = len(x_BD), sae.W_dec_KFD.norm(dim=2)
@@ -124,7 +129,7 @@ class Kernel:
         b_dec_K1D = sae.b_dec_KD[:, None]
         input_KBD = x_BD - b_dec_K1D if centred else x_BD.expand(len(norm_KF), -1, -1)
         target_KBD = input_KBD if centred else x_BD - b_dec_K1D  # of f W_dec
-        parts = self._parts(sae, input_KBD, target_KBD, price_KF)
+        parts = (parts_of or self._parts)(sae, input_KBD, target_KBD, price_KF)
         d_b_dec_KD = parts.error_KBD.sum(1) * (2 / B)
         if centred:  # the way through the encoder: one matrix-vector product
             d_b_dec_KD -= torch.bmm(parts.b_enc_KF[:, None], sae.W_enc_KFD)[:, 0]
@@ -162,13 +167,13 @@ class Kernel:
             return Parts(*(torch.cat(parts) for parts in zip(*some, strict=True)))
         return _sparse(
             *given,
-            ENCODERS[self.plan.encoder](input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._memory),
+            ENCODERS[self.plan.encoder](input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._scratch),
         )
 
     def _dense_parts(self, *given) -> Parts:
         # on a GPU the allocator keeps memory by itself
-        memory = self._memory if given[1].device.type == "cpu" else None
-        return self._dense(*given, DTYPES[self.precision], memory)
+        scratch = self._scratch if given[1].device.type == "cpu" else None
+        return self._dense(*given, DTYPES[self.precision], scratch)
 
 
 class SparseL1(Kernel):
@@ -194,48 +199,51 @@ class SparseTopK(Kernel):
     def fits(
         sae: SAE, objective: Objective, *, device: str, precision: str, processes: int = 1
     ) -> bool:
-        """On one CPU in fp32; a batch that several processes share has no largest entries here."""
+        """On one CPU in fp32, where little is active; a batch that several processes share has no
+        largest entries here."""
         if device != "cpu" or precision != "fp32" or type(objective) is not Squared:
+            return False
+        if getattr(sae, "k", 0) > DENSE_ABOVE * sae.d_sae:
             return False
         return type(sae) is TopK or (type(sae) is BatchTopK and processes == 1)
 
     @torch.no_grad()
     def __call__(self, sae: TopK | BatchTopK, x_BD: Tensor, objective: Squared, now: Now) -> Seen:
-        self._largest = partial(
-            largest, k=sae.k, of_batch=isinstance(sae, BatchTopK), encoder=self.plan.encoder
-        )
-        sums, count_F = self._alone(sae, x_BD, 0.0, "free")
+        values, errors = [], []
+
+        def parts_of(stack: Stack, input_KBD: Tensor, target_KBD: Tensor, price: Tensor) -> Parts:
+            find = largest(
+                input_KBD, stack.W_enc_KFD, stack.b_enc_KF, self._scratch, k=sae.k,
+                of_batch=isinstance(sae, BatchTopK), encoder=self.plan.encoder,
+            )  # fmt: skip
+
+            def find_and_keep(rows: slice) -> Active:
+                active = find(rows)
+                values.append(active.value_A)
+                return active
+
+            parts = _sparse(stack, input_KBD, target_KBD, price, find_and_keep)
+            errors.append(-parts.error_KBD[0])
+            return parts
+
+        sums, count_F = self._alone(sae, x_BD, 0.0, "free", parts_of)
         terms, total = {"reconstruction": sums.reconstruction}, sums.reconstruction
         if objective.aux_k:
-            terms["auxiliary"] = self._revive(sae, x_BD, objective, now)
+            terms["auxiliary"] = _revive(sae, x_BD, objective, errors[0], now)
             total = total + objective.aux_coefficient * terms["auxiliary"]
-        observed = sae.observe(self._values_A)
-        return Seen(
-            Loss(total, terms), count_F, len(x_BD), None if observed is None else observed[None]
-        )
+        observed = sae.observe(torch.cat(values))
+        observed_P = None if observed is None else observed[None]
+        return Seen(Loss(total, terms), count_F, len(x_BD), observed_P)
 
-    def _revive(self, sae: SAE, x_BD: Tensor, objective: Squared, now: Now) -> Tensor:
-        """The auxiliary term, whose few features go by automatic differentiation."""
-        error_BD = -self._error_KBD[0]
-        with torch.enable_grad():
-            extra = objective.auxiliary(sae, x_BD, error_BD, now)
-            if extra is None or not extra.requires_grad:
-                return error_BD.new_zeros(())
-            (objective.aux_coefficient * extra).backward()  # adds to what `.grad` holds
-        return extra.detach()
 
-    def _parts(self, sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor) -> Parts:
-        find = self._largest(input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._memory)
-        values = []
-
-        def find_and_keep(rows: slice) -> Active:
-            active = find(rows)
-            values.append(active.value_A)
-            return active
-
-        parts = _sparse(sae, input_KBD, target_KBD, price_KF, find_and_keep)
-        self._values_A, self._error_KBD = torch.cat(values), parts.error_KBD
-        return parts
+def _revive(sae: SAE, x_BD: Tensor, objective: Squared, error_BD: Tensor, now: Now) -> Tensor:
+    """The auxiliary term, whose few features go by automatic differentiation."""
+    with torch.enable_grad():
+        extra = objective.auxiliary(sae, x_BD, error_BD, now)
+        if extra is None or not extra.requires_grad:
+            return error_BD.new_zeros(())
+        (objective.aux_coefficient * extra).backward()  # adds to what `.grad` holds
+    return extra.detach()
 
 
 def _some(chosen: Tensor | slice, sae: Stack, *others: Tensor) -> tuple[Stack, *tuple[Tensor, ...]]:
@@ -244,13 +252,13 @@ def _some(chosen: Tensor | slice, sae: Stack, *others: Tensor) -> tuple[Stack, *
 
 def _dense(
     sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor,
-    dtype: torch.dtype, memory: Memory | None,
+    dtype: torch.dtype, scratch: Scratch | None,
 ) -> Parts:  # fmt: skip
     """By full products, in `dtype`."""
 
     def room(name: str) -> Tensor | None:
         shape = (*input_KBD.shape[:2], sae.b_enc_KF.shape[1])
-        return memory(name, shape, dtype) if memory else None
+        return scratch(name, shape, dtype) if scratch else None
 
     x_KBD, W_enc_KFD, W_dec_KFD = (t.to(dtype) for t in (input_KBD, sae.W_enc_KFD, sae.W_dec_KFD))
     bias_K1F, price_K1F = (t[:, None].to(dtype) for t in (sae.b_enc_KF, price_KF))

@@ -24,7 +24,7 @@ PROBE_ROWS, PROBE_STRIDE = 32, 8  # some rows and one feature in so many tell ho
 ROUND_UP = 1 + 2**-6  # more than a length loses when it is rounded to bf16
 
 
-class Memory:
+class Scratch:
     """Uninitialised tensors that are used again: fresh pages cost more than what fills them."""
 
     def __init__(self) -> None:
@@ -49,19 +49,19 @@ def few(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, *, limit: float) -> Tensor:
     return active_K <= limit * x_KBD.shape[1] * W_KFD.shape[1]
 
 
-def _plain(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
+def _plain(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch) -> Find:
     """All products in fp32, by the library that PyTorch takes by itself."""
 
     def find(rows: slice) -> Active:
         x_KND = x_KBD[:, rows]
-        z_KFN = memory("z", (*b_KF.shape, x_KND.shape[1]), torch.float32)
+        z_KFN = scratch("z", (*b_KF.shape, x_KND.shape[1]), torch.float32)
         torch.bmm(W_KFD, x_KND.mT, out=z_KFN)
-        return _taken(z_KFN, b_KF, memory)
+        return _taken(z_KFN, b_KF, scratch)
 
     return find
 
 
-def _onednn(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
+def _onednn(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch) -> Find:
     """The same by oneDNN, which on some processors is twice as fast."""
     weights = [W_FD.to_mkldnn() for W_FD in W_KFD]
 
@@ -70,12 +70,12 @@ def _onednn(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
             linear(W_FD, x_BD[rows].to_mkldnn()).to_dense()
             for x_BD, W_FD in zip(x_KBD, weights, strict=True)
         ]
-        return _taken(z[0][None] if len(z) == 1 else torch.stack(z), b_KF, memory)
+        return _taken(z[0][None] if len(z) == 1 else torch.stack(z), b_KF, scratch)
 
     return find
 
 
-def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
+def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch) -> Find:
     """In bf16 with a margin that the error cannot exceed; then fp32 for the few that are left.
 
     With x' and w' the rounded vectors, x.w - x'.w' = (x - x').w + x'.(w - w'). Rounding to 8 bits
@@ -85,8 +85,8 @@ def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
     not change its sign.
     """
     K, F, D = W_KFD.shape
-    x_KBE, W_KFE = _rounded("x", x_KBD, memory), _rounded("w", W_KFD, memory)
-    lost_KBD = memory("lost", tuple(x_KBD.shape), torch.float32)
+    x_KBE, W_KFE = _rounded("x", x_KBD, scratch), _rounded("w", W_KFD, scratch)
+    lost_KBD = scratch("lost", tuple(x_KBD.shape), torch.float32)
     lost_KBD.copy_(x_KBE[..., :D]).sub_(x_KBD)
     sums = D * 2.0**-23  # what sums of D terms in fp32 may lose
     margin_KB = lost_KBD.norm(dim=2) + x_KBD.norm(dim=2) * (2.0**-8 * (1 + 2.0**-8) + sums)
@@ -98,10 +98,10 @@ def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
 
     def find(rows: slice) -> Active:
         x_KND = x_KBD[:, rows]
-        z_KFN = memory("z16", (K, F, x_KND.shape[1]), torch.bfloat16)
+        z_KFN = scratch("z16", (K, F, x_KND.shape[1]), torch.bfloat16)
         torch.bmm(W_KFE, x_KBE[:, rows].mT, out=z_KFN)
         # the bits of a bf16, read as an integer, have its sign
-        may = _listed(z_KFN.view(torch.int16).numpy(), 0, memory)
+        may = _listed(z_KFN.view(torch.int16).numpy(), 0, scratch)
         plus_A = b_G.index_select(0, may.g_A)
         z_A = may.dots(W_GD, x_KND.flatten(0, 1), plus_A)
         true_A = np.flatnonzero(z_A.numpy() > 0)
@@ -111,17 +111,17 @@ def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory) -> Find:
     return find
 
 
-def _rounded(name: str, full_KND: Tensor, memory: Memory) -> Tensor:
+def _rounded(name: str, full_KND: Tensor, scratch: Scratch) -> Tensor:
     """Rows in bf16 with room for three columns, and one of zeros: even widths are faster."""
     K, N, D = full_KND.shape
-    half_KNE = memory(name, (K, N, D + 4), torch.bfloat16)
+    half_KNE = scratch(name, (K, N, D + 4), torch.bfloat16)
     half_KNE[..., :D], half_KNE[..., D + 3] = full_KND, 0
     return half_KNE
 
 
-def _taken(z_KFN: Tensor, b_KF: Tensor, memory: Memory) -> Active:
+def _taken(z_KFN: Tensor, b_KF: Tensor, scratch: Scratch) -> Active:
     """Where z + b > 0, and what it is there."""
-    active = _listed(z_KFN.numpy(), -b_KF.numpy()[:, :, None], memory)
+    active = _listed(z_KFN.numpy(), -b_KF.numpy()[:, :, None], scratch)
     K, _, N = z_KFN.shape
     column_A = active.row_A if K == 1 else active.row_A % N
     z_A = z_KFN.flatten()[active.g_A.long() * N + column_A]
@@ -134,7 +134,7 @@ GROUP = 32  # features whose largest is looked at in their place
 
 
 def largest(
-    x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory, *, k: int, of_batch: bool,
+    x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch, *, k: int, of_batch: bool,
     encoder: str = "plain",
 ) -> Find:  # fmt: skip
     """The k largest entries above 0 of each row of one SAE (K = 1), or the k B largest of a batch.
@@ -147,15 +147,15 @@ def largest(
         encoder: of `ENCODERS`; "onednn" multiplies by that library, all else the plain way.
     """
     (x_BD,), (W_FD,), (b_F,) = x_KBD, W_KFD, b_KF
-    product = _products(W_FD, b_F, memory, encoder)
+    product = _products(W_FD, b_F, scratch, encoder)
     if of_batch:
-        z_BF = memory("z of batch", (len(x_BD), len(W_FD)), torch.float32)
+        z_BF = scratch("z of batch", (len(x_BD), len(W_FD)), torch.float32)
         for rows in chunks(len(x_BD), W_FD.shape[1]):
             z_BF[rows] = product(x_BD[rows])
         maxima = _group_maxima(z_BF, k).flatten()
         n = k * len(x_BD)
         bound = float(np.partition(maxima.numpy(), len(maxima) - n)[-n])
-        row_A, f_A, z_A = _above(z_BF, max(0.0, _just_below(bound)), memory)
+        row_A, f_A, z_A = _above(z_BF, max(0.0, _just_below(bound)), scratch)
         if len(z_A) > n:
             kept_A = np.sort(np.argpartition(z_A, len(z_A) - n)[-n:])
             row_A, f_A, z_A = row_A[kept_A], f_A[kept_A], z_A[kept_A]
@@ -172,7 +172,7 @@ def largest(
         z_NF = product(x_BD[rows])
         bound_N1 = _group_maxima(z_NF, k).topk(k, sorted=True).values[:, -1:]
         below_N1 = np.maximum(0.0, _just_below(bound_N1.numpy()))
-        row_A, f_A, z_A = _above(z_NF, below_N1, memory)
+        row_A, f_A, z_A = _above(z_NF, below_N1, scratch)
         count_N = np.bincount(row_A, minlength=len(z_NF))
         if count_N.max(initial=0) > k:
             first_N = np.cumsum(count_N) - count_N
@@ -190,7 +190,7 @@ def largest(
 
 
 def _products(
-    W_FD: Tensor, b_F: Tensor, memory: Memory, encoder: str
+    W_FD: Tensor, b_F: Tensor, scratch: Scratch, encoder: str
 ) -> Callable[[Tensor], Tensor]:
     """x -> x W^T + b, row by row."""
     if encoder == "onednn":
@@ -198,7 +198,7 @@ def _products(
         return lambda x_ND: linear(x_ND.to_mkldnn(), W_own, b_own).to_dense()
 
     def plain(x_ND: Tensor) -> Tensor:
-        z_NF = memory("z by row", (len(x_ND), len(W_FD)), torch.float32)
+        z_NF = scratch("z by row", (len(x_ND), len(W_FD)), torch.float32)
         return torch.addmm(b_F, x_ND, W_FD.T, out=z_NF)
 
     return plain
@@ -217,10 +217,10 @@ def _just_below(bound):
 
 
 def _above(
-    z_NF: Tensor, below: np.ndarray | float, memory: Memory
+    z_NF: Tensor, below: np.ndarray | float, scratch: Scratch
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, features and values of entries above a bound, row by row."""
-    index_A = _places(z_NF.numpy(), below, memory)
+    index_A = _places(z_NF.numpy(), below, scratch)
     row_A = index_A // z_NF.shape[1]
     return row_A, index_A - row_A * z_NF.shape[1], z_NF.numpy().reshape(-1)[index_A]
 
@@ -237,13 +237,13 @@ def _by_feature(
     return Active.of(g_A, by_feature.indices.astype(np.int32, copy=False), values_A, n_features)
 
 
-def _places(z: np.ndarray, least: np.ndarray | float, memory: Memory) -> np.ndarray:
+def _places(z: np.ndarray, least: np.ndarray | float, scratch: Scratch) -> np.ndarray:
     """Flat places of what is larger than `least`, ascending.
 
     Eight answers are looked at together, as one number: most of them are eight times no.
     """
     size = z.size
-    mask = memory("mask", (-(-size // 8) * 8,), torch.bool).numpy()
+    mask = scratch("mask", (-(-size // 8) * 8,), torch.bool).numpy()
     mask[size:] = False
     np.greater(z, least, out=mask[:size].reshape(z.shape))
     eights = mask.view(np.int64)
@@ -252,10 +252,10 @@ def _places(z: np.ndarray, least: np.ndarray | float, memory: Memory) -> np.ndar
     return (some[index_A >> 3] << 3) + (index_A & 7)
 
 
-def _listed(z_KFN: np.ndarray, least_KF1: np.ndarray | int, memory: Memory) -> Active:
+def _listed(z_KFN: np.ndarray, least_KF1: np.ndarray | int, scratch: Scratch) -> Active:
     """Places of what is larger than `least`; the values are still missing."""
     K, F, N = z_KFN.shape
-    index_A = _places(z_KFN, least_KF1, memory)
+    index_A = _places(z_KFN, least_KF1, scratch)
     g_A = (index_A // N).astype(np.int32)
     row_A = (index_A - g_A * N).astype(np.int32)
     if K > 1:
