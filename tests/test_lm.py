@@ -349,7 +349,7 @@ def test_a_saved_folder_gives_the_same_model(lm: LM, tmp_path: Path) -> None:
     lm.tokenizer.save_pretrained(tmp_path / "model")
     back = LM.load(tmp_path / "model")
     assert torch.equal(back.logits(TOKENS), lm.logits(TOKENS))
-    assert back.tokenize("w7").tolist() == [[7]] and not back.model.training
+    assert back.tokenize("w7").tolist() == [[0, 7]] and not back.model.training
     half = LM.load(str(tmp_path / "model"), dtype="bfloat16")
     assert half.capture(TOKENS, half.residual_sites()).popitem()[1].dtype == torch.bfloat16
     weights = tmp_path / "model" / "model.safetensors"
