@@ -61,7 +61,7 @@ def clamp(sae: SAE, feature: int, value: float, *, positions: range = EVERYWHERE
     _check_feature(sae, [feature])
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        f_BT1 = sae.encode(x_BTD.float())[..., feature, None]
+        f_BT1 = sae.encode(x_BTD.to(sae.W_dec.dtype))[..., feature, None]
         moved_BTD = (value - f_BT1) * sae.W_dec[feature]
         return x_BTD + _at(positions, positions_T) * moved_BTD
 
@@ -74,7 +74,7 @@ def ablate(sae: SAE, features: Sequence[int], *, positions: range = EVERYWHERE) 
     index = torch.as_tensor(list(features))
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        f_BTI = sae.encode(x_BTD.float())[..., index]
+        f_BTI = sae.encode(x_BTD.to(sae.W_dec.dtype))[..., index]
         return x_BTD - _at(positions, positions_T) * (f_BTI @ sae.W_dec[index])
 
     return edit

@@ -182,9 +182,9 @@ def test_an_interrupted_writer_goes_on(tmp_path: Path, shard_rows: int, monkeypa
     passes = []
     capture = LM.capture
 
-    def count(self, tokens_BT, sites):
+    def count(self, tokens_BT, sites, **how):
         passes.append(len(tokens_BT))
-        return capture(self, tokens_BT, sites)
+        return capture(self, tokens_BT, sites, **how)
 
     monkeypatch.setattr(LM, "capture", count)
     assert write(lm, parts, SITE, tmp_path / "s", **how) == whole

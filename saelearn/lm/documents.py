@@ -47,6 +47,11 @@ class Alignment:
     back_BT: Tensor | None = None
     given_BT: Tensor | None = None
 
+    def columns(self, start: int, stop: int) -> Alignment:
+        """Some positions of all documents, for a model that goes on from a cache."""
+        mask_BT = None if self.mask_BT is None else self.mask_BT[:, start:stop]
+        return Alignment(self.tokens_BT[:, start:stop], mask_BT)
+
     def restored(self, x_BTD: Tensor) -> Tensor:
         """In the caller's layout, NaN where no token stands: who uses those by mistake sees it."""
         if self.mask_BT is None:
@@ -74,12 +79,10 @@ def align(tokens_BT: Tensor, mask_BT: Tensor | None) -> Alignment:
         return Alignment(tokens_BT)
     length_B, start_B = mask_BT.sum(1), mask_BT.int().argmax(1)
     T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-    n = max(1, int(length_B.max()))  # columns that nothing stands in are not computed
-    there_BT = (T[:n] + start_B[:, None]).clamp(max=len(T) - 1)
-    here_BT = T[:n] < length_B[:, None]
-    moved_BT = tokens_BT.gather(1, there_BT).masked_fill(~here_BT, 0)
-    back_BT = (T - start_B[:, None]).clamp(0, n - 1)
-    return Alignment(moved_BT, here_BT, back_BT, mask_BT)
+    here_BT = length_B[:, None] > T
+    moved_BT = tokens_BT.gather(1, (T + start_B[:, None]).clamp(max=len(T) - 1))
+    back_BT = (T - start_B[:, None]).clamp(min=0)
+    return Alignment(moved_BT.masked_fill(~here_BT, 0), here_BT, back_BT, mask_BT)
 
 
 def checked_mask(mask_BT: Tensor, tokens_BT: Tensor) -> Tensor:

@@ -10,22 +10,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saelearn import artifacts
 from saelearn.errors import Refusal, check_range
-from saelearn.lm import hooks, loading, sites, writes
+from saelearn.lm import hooks, loading, scoring, sites, writes
 from saelearn.lm.documents import Alignment, Batch, align
 from saelearn.lm.hooks import Edit
 from saelearn.lm.loading import TINY, refuse_other_kinds
 from saelearn.lm.reader import Reader
 from saelearn.lm.sampling import Sampler
+from saelearn.lm.scoring import Compared, Predicted
 from saelearn.lm.sites import Place
 
-LOGITS = 2**25
-"""Logits computed at once where only a mean over them is asked for: 128 MiB of them."""
 ENDLESS = 2**30
 """A context length that nobody can have meant: it stands for none."""
 
@@ -102,7 +102,9 @@ class LM(Reader):
                 nothing remembers how it was computed.
         """
         documents = self._documents(tokens_BT, mask_BT)
-        return documents.restored(self._run(documents, edits, gradients))
+        return documents.restored(
+            self._run(documents, edits, gradients=gradients, use_cache=False).logits
+        )
 
     def loss(
         self,
@@ -114,43 +116,23 @@ class LM(Reader):
     ) -> float:
         """Mean cross-entropy in nats per predicted token (all but the first of each document).
 
-        Computed in pieces, of `batch_size` documents and of `LOGITS` numbers at most.
+        Computed in pieces that fit into memory, of `batch_size` documents at most.
         """
-        total, count = 0.0, 0
-        for documents, (logits_BTV,) in self._scored(tokens_NT, [edits], mask_NT, batch_size):
-            target_BT, counted_BT = documents.tokens_BT[:, 1:], documents.mask_BT
-            logits_BTV = logits_BTV[:, :-1]
-            if counted_BT is None:
-                logits_NV, target_N = logits_BTV.flatten(0, 1), target_BT.flatten()
-            else:
-                logits_NV = logits_BTV[counted_BT[:, 1:]]
-                target_N = target_BT[counted_BT[:, 1:]]
-            nats = nn.functional.cross_entropy(logits_NV.float(), target_N, reduction="sum")
-            total, count = total + nats.item(), count + len(target_N)
-        return total / _some(count)
+        return scoring.mean_loss(self._predictions(tokens_NT, [edits], mask_NT, batch_size))
 
-    def divergence(
+    def compare(
         self,
         tokens_NT: Tensor,
         edits: Mapping[str, Edit],
         *,
         mask_NT: Tensor | None = None,
         batch_size: int = 128,
-    ) -> float:
-        """Mean KL(the model || the model with edits) in nats per predicted token.
+    ) -> Compared:
+        """The loss without and with edits, and the mean KL divergence between both, in one sweep.
 
-        What the loss cannot see: an edit that makes the right token no less likely, and others
-        more or less so. Counted where `loss` counts.
+        In nats per predicted token, counted where `loss` counts.
         """
-        total, count = 0.0, 0
-        both = self._scored(tokens_NT, [None, edits], mask_NT, batch_size)
-        for documents, logits in both:
-            log_p_BTV, log_q_BTV = (each[:, :-1].float().log_softmax(-1) for each in logits)
-            kl_BT = (log_p_BTV.exp() * (log_p_BTV - log_q_BTV)).sum(-1)
-            if documents.mask_BT is not None:
-                kl_BT = kl_BT[documents.mask_BT[:, 1:]]
-            total, count = total + kl_BT.double().sum().item(), count + kl_BT.numel()
-        return total / _some(count)
+        return scoring.compare(self._predictions(tokens_NT, [None, edits], mask_NT, batch_size))
 
     def capture(
         self,
@@ -328,30 +310,30 @@ class LM(Reader):
             yield
 
     def _run(
-        self, documents: Alignment, edits: Mapping[str, Edit] | None, gradients: bool = False
-    ) -> Tensor:
+        self,
+        documents: Alignment,
+        edits: Mapping[str, Edit] | None,
+        *,
+        gradients: bool = False,
+        **given: Any,
+    ) -> Any:
+        """The model's own output for documents at the left edge."""
         with self._alone(documents, gradients), self.editing(edits or {}):
-            return self.model(documents.tokens_BT, use_cache=False).logits
+            return self.model(documents.tokens_BT, **given)
 
-    def _scored(
+    def _predictions(
         self,
         tokens_NT: Tensor,
         edits: Sequence[Mapping[str, Edit] | None],
         mask_NT: Tensor | None,
         batch_size: int,
-    ) -> Iterator[tuple[Alignment, list[Tensor]]]:
-        """Documents in pieces, and their logits under each of the edits."""
+    ) -> Iterator[Predicted]:
         self._documents(tokens_NT, mask_NT)  # refuse before any work is done
         words = self.model.get_input_embeddings().weight.shape[0]
-        most = max(1, LOGITS // (tokens_NT.shape[1] * words * len(edits)))
-        size = min(check_range(batch_size, "batch_size", 1), most)
-        masks = [None] * len(tokens_NT) if mask_NT is None else mask_NT.split(size)
-        for tokens_BT, mask_BT in zip(tokens_NT.split(size), masks, strict=False):
-            documents = self._documents(tokens_BT, mask_BT)
-            yield documents, [self._run(documents, each) for each in edits]
-
-
-def _some(count: int) -> int:
-    if count == 0:
-        raise Refusal("documents of at least two tokens", "nothing to predict")
-    return count
+        fitting = scoring.documents_at_once(tokens_NT.shape[1], words, len(edits))
+        size = min(check_range(batch_size, "batch_size", 1), fitting)
+        for start in range(0, len(tokens_NT), size):
+            rows = slice(start, start + size)
+            mask_BT = None if mask_NT is None else mask_NT[rows]
+            documents = self._documents(tokens_NT[rows], mask_BT)
+            yield from scoring.predictions(self._run, documents, edits, words)

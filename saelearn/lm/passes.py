@@ -100,16 +100,23 @@ def _cached(given: Mapping[str, Any], before: Left | None) -> int:
         return 0
     if before is not None and before.cache is cache:
         return before.length
+    if (length := length_of(cache)) is not None:
+        return length
+    if hasattr(cache, "has_previous_state") and not cache.has_previous_state():
+        return 0
+    raise Refusal(
+        "to know the position of the tokens in this pass",
+        f"a cache that does not tell its length ({type(cache).__name__})",
+        "give the model an attention_mask over all tokens, or begin within `lm.editing`",
+    )
+
+
+def length_of(cache: Any) -> int | None:
+    """How many tokens a cache holds; None for no cache, and for recurrent states, which forget."""
     try:
         return int(cache.get_seq_length())
-    except (AttributeError, ValueError, TypeError) as error:  # a recurrent state has no length
-        if hasattr(cache, "has_previous_state") and not cache.has_previous_state():
-            return 0
-        raise Refusal(
-            "to know the position of the tokens in this pass",
-            f"a cache that does not tell its length ({type(cache).__name__})",
-            "give the model an attention_mask over all tokens, or begin within `lm.editing`",
-        ) from error
+    except (AttributeError, ValueError, TypeError):
+        return None
 
 
 def with_first(output: Any, change: Callable[[Tensor], Tensor], site: str) -> Any:

@@ -46,6 +46,10 @@ class Reader:
         bos = self.bos if bos is None else bos
         return torch.tensor([text.encode(self._tokenizer(), words, bos=bos)], device=self.device)
 
+    def ids(self, words: str) -> list[int]:
+        """Token ids of a text as it stands, words that the model does not know included."""
+        return text.plain_ids(self._tokenizer(), words)
+
     def tokenize_all(self, texts: Sequence[str], *, bos: bool | None = None) -> Batch:
         """Several texts as one batch: `tokens_BT`, and `mask_BT` where their tokens stand."""
         if isinstance(texts, str) or not texts:

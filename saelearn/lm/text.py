@@ -34,14 +34,19 @@ def encode(tokenizer: Any, text: str, *, bos: bool) -> list[int]:
     Raises:
         Refusal: no text, no token in it, or a word that a closed vocabulary does not have.
     """
-    if not isinstance(text, str):
-        raise Refusal("a text", type(text).__name__, "lm.tokenize_all takes a list of texts")
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = plain_ids(tokenizer, text)
     if not ids:
         raise Refusal("a text with at least one token", repr(text))
     _refuse_unknown(tokenizer, text, ids)
     opened = ids[:1] == [tokenizer.bos_token_id]
     return [tokenizer.bos_token_id, *ids] if bos and not opened else ids
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, nothing put around them."""
+    if not isinstance(text, str):
+        raise Refusal("a text", type(text).__name__, "lm.tokenize_all takes a list of texts")
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _refuse_unknown(tokenizer: Any, text: str, ids: list[int]) -> None:
