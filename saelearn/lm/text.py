@@ -80,9 +80,12 @@ def word(tokenizer: Any, token: int) -> str:
     if "▁" in piece and token not in tokenizer.all_special_ids:
         return piece.replace("▁", " ")
     text = decode(tokenizer, [token])
-    if BROKEN not in text or piece.startswith("<0x"):
-        return piece if BROKEN in text else text
-    return "".join(f"<0x{_BYTE_OF[c]:02X}>" if c in _BYTE_OF else c for c in piece)
+    if not text or piece.startswith("<0x"):
+        return piece
+    if BROKEN not in text:
+        return text
+    bytes_ = (_BYTE_OF.get(sign) for sign in piece)
+    return "".join("" if b is None else chr(b) if b < 128 else f"<0x{b:02X}>" for b in bytes_)
 
 
 def pieces(tokenizer: Any, ids_T: Sequence[int]) -> list[str]:
