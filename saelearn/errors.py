@@ -95,3 +95,10 @@ def check_range(value: float, name: str, low: float, high: float = float("inf"))
         return value
     span = f"{name} between {low:g} and {high:g}" if high < float("inf") else f"{name} >= {low:g}"
     raise Refusal(span, repr(value), f"pass a number for {name} in that range")
+
+
+def check_whole(value: int, name: str, low: int, high: float = float("inf")) -> int:
+    """Return `value` if it is a whole number in [low, high]; else refuse, 2.0 and True too."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Refusal(f"{name} as a whole number", repr(value), f"int({name})")
+    return int(check_range(value, name, low, high))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saelearn import artifacts
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import Refusal, check_range, check_whole
 from saelearn.lm import hooks, loading, scoring, sites, writes
 from saelearn.lm.documents import Alignment, Batch, align
 from saelearn.lm.hooks import Edit
@@ -195,7 +195,7 @@ class LM(Reader):
         Our own loop, for what `model.generate` does not offer: a generator for the draws. It goes
         on after an EOS token; `generate_all` stops there. Temperature 0 takes the likeliest token.
         """
-        if not isinstance(prompt, str | Tensor):
+        if isinstance(prompt, list | tuple):
             raise Refusal("one prompt", type(prompt).__name__, "lm.generate_all takes a list")
         tokens_BT = self.tokenize(prompt) if isinstance(prompt, str) else prompt
         sampler = Sampler(max_new_tokens, temperature=temperature, seed=seed)
@@ -243,7 +243,7 @@ class LM(Reader):
     def _generate(
         self, prompts: Batch, n: int, edits: Mapping[str, Edit] | None, sampler: Sampler
     ) -> Batch:
-        check_range(n, "n", 1)
+        check_whole(n, "n", 1)
         documents = self._documents(*prompts, sampler.max_new_tokens)
         tokens_NT, mask_NT = documents.tokens_BT, documents.mask_BT
         if mask_NT is not None and not mask_NT.any(1).all():
@@ -296,6 +296,7 @@ class LM(Reader):
             raise Refusal("token ids: whole numbers", str(tokens_BT.dtype))
         documents = align(tokens_BT.to(self.device), mask_BT)
         tokens_BT = documents.tokens_BT
+        check_range(tokens_BT.shape[1], "tokens in a document", 1)
         length, name = tokens_BT.shape[1] + new, "tokens" if new else "tokens in a document"
         check_range(length, name, 1, self.context_length or float("inf"))
         known = self.model.get_input_embeddings().weight.shape[0]
@@ -331,7 +332,7 @@ class LM(Reader):
         self._documents(tokens_NT, mask_NT)  # refuse before any work is done
         words = self.model.get_input_embeddings().weight.shape[0]
         fitting = scoring.documents_at_once(tokens_NT.shape[1], words, len(edits))
-        size = min(check_range(batch_size, "batch_size", 1), fitting)
+        size = min(check_whole(batch_size, "batch_size", 1), fitting)
         for start in range(0, len(tokens_NT), size):
             rows = slice(start, start + size)
             mask_BT = None if mask_NT is None else mask_NT[rows]

@@ -119,6 +119,17 @@ def length_of(cache: Any) -> int | None:
         return None
 
 
+def carries_all(cache: Any) -> bool:
+    """Whether several tokens at once can go on from a cache: recurrent layers take one only."""
+    if length_of(cache) is None:
+        return False
+    try:
+        cache.has_previous_state()
+    except (AttributeError, ValueError):  # it has no recurrent layers
+        return True
+    return False
+
+
 def with_first(output: Any, change: Callable[[Tensor], Tensor], site: str) -> Any:
     """What a module gives, with its first tensor changed: bare, in a tuple, or in named fields."""
     if isinstance(output, Tensor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import Refusal, check_range, check_whole
 from saelearn.lm.documents import Batch
 
 
@@ -22,12 +22,10 @@ class Sampler:
     def __init__(
         self, max_new_tokens: int, *, temperature: float, seed: int, eos: tuple[int, ...] = ()
     ):
-        if not isinstance(max_new_tokens, int):
-            raise Refusal("max_new_tokens as a whole number", repr(max_new_tokens))
-        self.max_new_tokens = check_range(max_new_tokens, "max_new_tokens", 0)
+        self.max_new_tokens = check_whole(max_new_tokens, "max_new_tokens", 0)
         self.temperature = check_range(temperature, "temperature", 0.0)
         self.eos = eos
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(check_whole(seed, "seed", 0))
 
     def run(self, model: nn.Module, prompts_NT: Tensor, mask_NT: Tensor | None) -> Batch:
         """The prompts and what follows, on the CPU.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from saelearn.errors import Refusal
 from saelearn.lm.documents import Alignment
 from saelearn.lm.hooks import Edit
-from saelearn.lm.passes import length_of
+from saelearn.lm.passes import carries_all
 
 LOGITS = 2**25
 """Numbers that are computed at once: 128 MiB of them, and three times that while they are used."""
@@ -86,7 +86,7 @@ def _columns(
             out = run(part, each, use_cache=True, **given)
             caches[i] = getattr(out, "past_key_values", None)
             logits.append(out.logits)
-        if start == 0 and not all(length_of(cache) == width for cache in caches):
+        if start == 0 and not all(map(carries_all, caches)):
             yield 0, [run(documents, each, use_cache=False).logits for each in edits]
             return  # a model that cannot go on from a cache: all at once after all
         yield start, logits
