@@ -510,3 +510,22 @@ def test_several_sites_take_one_pass_up_to_the_last(lm: LM) -> None:
     for wrong in ("blocks.1.hook_mlp_out", [], None):
         with pytest.raises(Refusal, match="list of sites"):
             collect_all(lm, TOKENS, wrong)
+
+
+@pytest.mark.parametrize("wrong", [2.5, 2.0, True, "2", None, -1, float("nan")])
+def test_counts_are_whole_numbers(tmp_path: Path, wrong: object) -> None:
+    lm = make("gpt2")
+    for name in ("batch_size", "skip"):
+        with pytest.raises(Refusal, match=name):
+            collect(lm, TOKENS, SITE, **{name: wrong})
+    for name in ("batch_size", "pass_size", "skip", "seed"):
+        with pytest.raises(Refusal, match=name):
+            gather(lm, TOKENS, SITE, **{name: wrong})
+    for name in ("batch_size", "buffer_size", "skip"):
+        with pytest.raises(Refusal, match=name):
+            list(stream(lm, [TOKENS], SITE, **{name: wrong}))
+    if wrong is not None:
+        with pytest.raises(Refusal, match="shard_rows"):
+            write(lm, TOKENS, SITE, tmp_path / "s", shard_rows=wrong)
+    with pytest.raises(Refusal, match="token"):
+        collect(lm, TOKENS, SITE, leave_tokens=[wrong])

@@ -15,7 +15,7 @@ from torch import Tensor
 from saelearn.activations.shards import to_dtype
 from saelearn.activations.source import Leave, Rows, Source, write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import Refusal, check_whole
 from saelearn.lm import LM, Batch, Edit
 from saelearn.metrics import ABLATIONS, LossRecovered, loss_recovered
 from saelearn.sae import SAE
@@ -59,9 +59,9 @@ def chunk(lm: LM, text: str, *, length: int) -> Tensor:
     Raises:
         Refusal: less text than one document, no room for text in one, a model without tokenizer.
     """
-    check_range(length, "length", 1 + lm.bos)
+    length = check_whole(length, "length", 1 + lm.bos)
     ids = lm.ids(text)
-    size = int(length) - lm.bos
+    size = length - lm.bos
     n = len(ids) // size
     if n == 0:
         raise Refusal(f"a text of at least {size} tokens", f"{len(ids)} tokens", "shorten length")
@@ -123,7 +123,7 @@ def collect_all(
     """As `collect`, for several sites: the model runs once, up to the last of them."""
     if isinstance(sites, str) or not sites:
         raise Refusal("a list of sites", repr(sites), "activations.collect takes one site")
-    check_range(batch_size, "batch_size", 1)
+    check_whole(batch_size, "batch_size", 1)
     documents = tokens_NT if mask_NT is None else Batch(tokens_NT, mask_NT)
     leave = Leave(skip, tuple(leave_tokens), max_norm)
     source = Source(lm, documents, tuple(sites), leave, None, batch_size, progress)
@@ -220,6 +220,8 @@ def stream(
         buffer_size: rows that are mixed; half of them are given out before it is refilled.
         skip, leave_tokens, max_norm: as for `collect`.
     """
+    check_whole(batch_size, "batch_size", 1)
+    check_whole(buffer_size, "buffer_size", 1)
     source = Source(lm, documents, (site,), Leave(skip, tuple(leave_tokens), max_norm))
     generator = torch.Generator().manual_seed(seed)
     waiting: list[Tensor] = []

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saelearn.activations.shards import Tokens, Writer, to_dtype
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import Refusal, check_range, check_whole
 from saelearn.lm import LM, Batch, checked_mask
 
 
@@ -44,7 +44,9 @@ class Leave:
     max_norm: float | None = None
 
     def __post_init__(self) -> None:
-        check_range(self.first, "skip", 0)
+        check_whole(self.first, "skip", 0)
+        for token in self.tokens:
+            check_whole(token, "a token to leave out", 0)
         if self.max_norm is not None:
             check_range(self.max_norm, "max_norm", 1.0)
 
@@ -75,7 +77,7 @@ class Source:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        check_range(self.pass_size, "pass_size", 1)
+        check_whole(self.pass_size, "pass_size", 1)
         if isinstance(self.documents, Tensor | Batch):
             self._masked(self.documents, 1 + self.leave.first)
 

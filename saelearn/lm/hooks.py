@@ -160,7 +160,7 @@ class _Session:
 def _edited(edit: Edit, x_BTD: Tensor, now: Pass, mask_BT: Tensor | None) -> Tensor:
     """What the edit makes of the tokens; fillings stay as they are."""
     positions_BT = now.positions_BT.to(x_BTD.device)
-    if len(x_BTD) == 1 or (positions_BT == positions_BT[0]).all():
+    if now.alike:
         y_BTD = _checked(edit(x_BTD, positions_BT[0]), x_BTD)
     else:  # documents that begin at different columns: one by one, each at its own positions
         pairs = zip(x_BTD.split(1), positions_BT, strict=True)

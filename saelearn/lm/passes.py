@@ -27,13 +27,17 @@ class Left(NamedTuple):
 
 @dataclass(frozen=True)
 class Pass:
-    """One call of a model: `positions_BT` of its tokens in their documents, from 0.
+    """One call of a model.
 
-    `mask_BT` is true where a token stands; None: everywhere.
+    Attributes:
+        positions_BT: of its tokens in their documents, from 0.
+        mask_BT: true where a token stands; None: everywhere.
+        alike: whether positions are the same in all documents.
     """
 
     positions_BT: Tensor
     mask_BT: Tensor | None
+    alike: bool
 
     @classmethod
     def of(cls, model: nn.Module, args: tuple, kwargs: dict, before: Left | None = None) -> Pass:
@@ -60,14 +64,17 @@ class Pass:
         if not isinstance(positions_BT, Tensor) or positions_BT.shape[-1:] != (length,):
             positions_BT = None
         if positions_BT is not None and positions_BT.ndim == 2:
+            alike = len(positions_BT) == 1
             positions_BT = positions_BT.expand(n, length)
         elif mask_BT is not None:
+            alike = False
             positions_BT = (mask_BT.long().cumsum(1) - 1)[:, -length:]
         else:
-            start = _cached(given, before)
+            alike, start = True, _cached(given, before)
             positions_BT = torch.arange(start, start + length, device=ids.device).expand(n, length)
+        alike = alike or bool((positions_BT == positions_BT[0]).all())
         mask_BT = None if mask_BT is None else mask_BT[:, -length:].bool()
-        return cls(positions_BT, None if mask_BT is None or mask_BT.all() else mask_BT)
+        return cls(positions_BT, None if mask_BT is None or mask_BT.all() else mask_BT, alike)
 
     def leaves(self, output: Any) -> Left | None:
         """What the next pass can go on from."""
