@@ -499,7 +499,7 @@ def test_several_sites_take_one_pass_up_to_the_last(lm: LM) -> None:
     for i, site in enumerate(lm.residual_sites()):
         lm.find_site(site).module.register_forward_hook(lambda *_, i=i: ran.append(i))
     sites = ["blocks.1.hook_mlp_out", *lm.residual_sites()[:2]]
-    lm.find_site(sites[0])  # measured once
+    lm.capture(TOKENS, sites)  # what the names mean is measured once
     ran.clear()
     found = collect_all(lm, TOKENS, sites, batch_size=5, skip=2)
     assert ran == 2 * [0, 1]  # two batches; the third block never

@@ -188,3 +188,17 @@ def test_a_renamed_block_is_measured_all_the_same() -> None:
     block.attn = Held(block.attn)
     assert translate(lm.model, "blocks.1.attn.hook_z") == "transformer.h.1.attn.attn_core.c_proj:in"
     assert lm.capture(TOKENS, ["blocks.1.attn.hook_z"]).popitem()[1].shape == (3, 9, WIDTH)
+
+
+def test_a_module_that_is_used_at_two_places_is_no_site() -> None:
+    """Phi's blocks have one dropout for what attention and what the MLP writes."""
+    lm = first_of("phi")
+    site = "model.layers.1.resid_dropout:out"
+    for call in (
+        lambda: lm.capture(TOKENS, [site]),
+        lambda: lm.capture(TOKENS, [site, *lm.residual_sites()]),
+        lambda: lm.logits(TOKENS, {site: lambda x_BTD, positions_T: x_BTD}),
+    ):
+        with pytest.raises(Refusal, match="used at 2 places"):
+            call()
+    assert torch.isfinite(lm.logits(TOKENS)).all()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,15 @@ from saelearn.lm.sites import Place
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """(x_BTD, positions_T) -> the tensor that takes the place of x_BTD."""
+
+
+def shared_refusal(shared: Sequence[str], times: int) -> Refusal:
+    """Sites that a pass meets several times."""
+    return Refusal(
+        "a site that a pass meets once",
+        f"{', '.join(shared)}: its module is used at {times} places",
+        "take a module beside it, or the stream: lm.residual_sites()",
+    )
 
 
 class _Use:
@@ -95,6 +104,7 @@ class _Session:
         self.now: Pass | None = None
         self._outermost: nn.Module | None = None
         self._left: Left | None = None
+        self._met: set[str] = set()  # in the pass that is running
 
     def hooks(self, use: _Use) -> Iterator[Any]:
         """Register all hooks; each is yielded at once, so that none is forgotten on an error."""
@@ -131,6 +141,7 @@ class _Session:
         if self._outermost is None:
             self.now = Pass.of(module, args, kwargs, self._left)
             self._outermost = module
+            self._met.clear()
 
     def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
         if module is not self._outermost:
@@ -150,6 +161,9 @@ class _Session:
                     f"a call of a part of it, through {site}",
                     "call lm.model(tokens), or lm.logits",
                 )
+            if site in self._met:
+                raise shared_refusal([site], 2)
+            self._met.add(site)
             self.made.add(site)
             mask_BT = self.now.mask_BT if use.mask_BT is None else use.mask_BT
             return _edited(edit, self.now.rows(x, site), self.now, mask_BT).reshape(x.shape)

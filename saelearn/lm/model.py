@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from saelearn import artifacts
 from saelearn.errors import Refusal, check_range, check_whole
-from saelearn.lm import hooks, loading, scoring, sites, writes
+from saelearn.lm import hooks, loading, scoring, sites, visits, writes
 from saelearn.lm.documents import Alignment, Batch, align
 from saelearn.lm.hooks import Edit
 from saelearn.lm.loading import TINY, refuse_other_kinds
@@ -145,13 +145,15 @@ class LM(Reader):
         """What passes the sites: site -> `x_BTD`, in one forward pass.
 
         The pass ends at the last of the sites: later blocks and the logits (for GPT-2 50,257
-        numbers a token) are never computed. Of a site that a pass meets twice, the last is kept
-        that comes before this end.
+        numbers a token) are never computed.
 
         Args:
             tokens_BT, mask_BT: as for `logits`.
             sites: names of places.
             gradients: keep how each was computed, as for `logits`; else each is a copy.
+
+        Raises:
+            Refusal: no such site, one that the pass does not run through, or more than once.
         """
         if isinstance(sites, str):
             raise Refusal("a list of sites", f"the string {sites!r}", f"[{sites!r}]")
@@ -167,15 +169,15 @@ class LM(Reader):
             return edit
 
         documents = self._documents(tokens_BT, mask_BT)
-        with contextlib.suppress(_AllFound):  # `editing` takes the hooks away on any exception
-            places = {site: writes.find(self.model, site) for site in sites}
-            with (
-                self._alone(documents, gradients),
-                hooks.editing(
-                    self.model, {site: (place, keep(site)) for site, place in places.items()}
-                ),
-            ):
-                self.model(documents.tokens_BT, use_cache=False)
+        places = {site: writes.find(self.model, site) for site in sites}
+        visits.refuse_shared(self.model, places)
+        kept = {site: (place, keep(site)) for site, place in places.items()}
+        with (
+            contextlib.suppress(_AllFound),  # `editing` takes the hooks away on any exception
+            self._alone(documents, gradients),
+            hooks.editing(self.model, kept),
+        ):
+            self.model(documents.tokens_BT, use_cache=False)
         return {site: documents.restored(x_BTD) for site, x_BTD in found.items()}
 
     # --- generate ---------------------------------------------------------------------------------

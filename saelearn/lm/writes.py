@@ -22,6 +22,7 @@ from saelearn.errors import Refusal
 from saelearn.lm import hooks, sites
 from saelearn.lm.passes import with_first
 from saelearn.lm.sites import Place
+from saelearn.lm.visits import some_tokens
 
 _ATTENTION = ("attn", "attention", "temporal_block")
 _IN_BLOCK = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out",
@@ -158,7 +159,7 @@ def _last_map(passed: _Passed, writer: str, block: str, among: list[str]) -> str
 def _passed(model: nn.Module, block: str) -> _Passed:
     """Two documents of a few tokens, up to the end of the block, without anybody's edits."""
     passed, root = _Passed(), model.get_submodule(block)
-    ids_BT = _some_tokens(model)
+    ids_BT = some_tokens(model)
 
     def keep(site: str) -> Callable[[Tensor], Tensor]:
         def note(x: Tensor) -> Tensor:
@@ -208,17 +209,6 @@ def _passed(model: nn.Module, block: str) -> _Passed:
     return passed
 
 
-def _some_tokens(model: nn.Module) -> Tensor:
-    """Two documents of ordinary tokens, the second as the first but one place later.
-
-    Special tokens tend to be the first or the last of all ids.
-    """
-    table = model.get_input_embeddings()
-    n = table.weight.shape[0]
-    ids_T = (n // 2 + torch.arange(6)) % n
-    return torch.stack([ids_T[1:], ids_T[:-1]]).to(table.weight.device)
-
-
 def _embedding(model: nn.Module) -> str:
     """The module whose output enters the stream, alone or with a vector for each position.
 
@@ -229,7 +219,7 @@ def _embedding(model: nn.Module) -> str:
     first = f"{sites.blocks_path(model)}.0"
     seen: dict[str, Tensor] = {}
     with hooks.unedited(model), torch.no_grad():
-        ids_BT = _some_tokens(model)
+        ids_BT = some_tokens(model)
 
         def note(module: nn.Module, args: tuple, output: Tensor) -> None:
             seen["out"] = output.detach().clone()
