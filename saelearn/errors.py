@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+import operator
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -98,7 +99,11 @@ def check_range(value: float, name: str, low: float, high: float = float("inf"))
 
 
 def check_whole(value: int, name: str, low: int, high: float = float("inf")) -> int:
-    """Return `value` as an int if it is a whole number in [low, high]; refuse 2.5, 2.0 and True."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    """Return `value` as an int if it is a whole number in [low, high]; else refuse."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
         raise Refusal(f"{name} as a whole number", repr(value))
-    return int(check_range(value, name, low, high))
+    return int(check_range(number, name, low, high))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import architectures
+import language_models
 import pytest
 import torch
-from architectures import ALL
+from language_models import ALL
 from tiny_models import FAMILIES, WIDTH, WORDS, make, some_tokens
 from torch import Tensor
 
@@ -63,10 +63,10 @@ def test_pieces_of_any_size_give_the_same(lm: LM, most: int, masked: bool, monke
 
 @pytest.mark.parametrize("kind", ["mamba", "gemma2", "bloom", "jamba", "gpt_oss"])
 def test_models_with_other_caches_give_the_same(kind: str, monkeypatch) -> None:
-    lm = architectures.build(next(a for a in ALL if a.kind == kind))
+    lm = language_models.build(next(a for a in ALL if a.kind == kind))
     edits = {lm.residual_sites()[0]: push}
     whole = lm.compare(TOKENS, edits)
-    monkeypatch.setattr(scoring, "LOGITS", 5 * architectures.WORDS)
+    monkeypatch.setattr(scoring, "LOGITS", 5 * language_models.WORDS)
     assert tuple(lm.compare(TOKENS, edits)) == pytest.approx(tuple(whole), rel=1e-3)
 
 

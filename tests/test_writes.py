@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import architectures
+import language_models
 import pytest
 import torch
-from architectures import ALL, WIDTH, WORDS
+from language_models import ALL, WIDTH, WORDS
 from torch import nn
 
 from saelearn.errors import Refusal
@@ -56,7 +56,7 @@ HOOKS = ("hook_attn_out", "hook_mlp_out", "attn.hook_z", "mlp.hook_post", "hook_
 
 
 def first_of(kind: str) -> LM:
-    return architectures.build(next(a for a in ALL if a.kind == kind and a.dtype == "float32"))
+    return language_models.build(next(a for a in ALL if a.kind == kind and a.dtype == "float32"))
 
 
 @pytest.mark.parametrize("kind", PLACES)
@@ -128,7 +128,7 @@ def test_a_scaled_embedding_is_taken_behind_the_scale(kind: str) -> None:
 
 def test_a_block_that_multiplies_what_it_writes_is_refused() -> None:
     """Granite's stream gets a quarter of what its attention computes: no module gives that."""
-    lm = architectures.build(next(a for a in ALL if a.settings.get("residual_multiplier") == 0.25))
+    lm = language_models.build(next(a for a in ALL if a.settings.get("residual_multiplier") == 0.25))
     for hook in HOOKS:
         with pytest.raises(Refusal, match="no two outputs in GraniteDecoderLayer add up"):
             lm.find_site(f"blocks.1.{hook}")

@@ -1,13 +1,13 @@
-"""One table of architectures: capture, edits, positions, names and padding hold on all of them."""
+"""One table of language_models: capture, edits, positions, names and padding hold on all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import architectures
+import language_models
 import pytest
 import torch
-from architectures import ALL, WIDTH, WORDS, Architecture
+from language_models import ALL, WIDTH, WORDS, Architecture
 from torch import Tensor, nn
 
 from saelearn.errors import Refusal
@@ -27,7 +27,7 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
 def lm(architecture: Architecture) -> LM:
     if architecture.label not in _kept:
         _kept.clear()  # tests of one architecture follow each other
-        _kept[architecture.label] = architectures.build(architecture)
+        _kept[architecture.label] = language_models.build(architecture)
     return _kept[architecture.label]
 
 
