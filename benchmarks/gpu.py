@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from saelearn.sae import SAE
+from saelearn.sae import AT_FULL, L1, SAE
 from saelearn.toy import PlantedFeatures
-from saelearn.train import train
-from saelearn.train.fast import Kernel, Plan
-from saelearn.train.loop import step
+from saelearn.train import step, train
+from saelearn.train.fast import Plan, SparseL1
 
 B, D, F = 8_192, 768, 24_576
 DENSE = Plan("plain", 0.0)
@@ -56,8 +55,8 @@ def product_flops() -> float:
 def ours(x_BD: Tensor, precision: str, compile: bool) -> Callable[[], object]:
     sae = SAE(D, F).to("cuda")
     adam = torch.optim.Adam(sae.parameters(), lr=1e-5, fused=True)
-    kernel = Kernel(DENSE, precision=precision, compile=compile)
-    return lambda: step(sae, x_BD, adam, l1_coefficient=1.0, kernel=kernel)
+    engine = SparseL1(DENSE, precision=precision, compile=compile)
+    return lambda: step(sae, x_BD, adam, L1(1.0), engine=engine)
 
 
 def sae_lens(x_BD: Tensor) -> Callable[[], object]:
@@ -82,9 +81,7 @@ def agreement() -> dict[str, float]:
     found = {}
     for device, precision in (("cpu", "fp32"), ("cuda", "fp32"), ("cuda", "bf16")):
         sae = SAE(D, 4_096).to(device)
-        Kernel(DENSE, precision=precision)(
-            sae, x_BD.to(device), l1_coefficient=1.0, decoder_norm="weighted"
-        )
+        SparseL1(DENSE, precision=precision)(sae, x_BD.to(device), L1(1.0), AT_FULL)
         found[device, precision] = torch.cat([p.grad.flatten().cpu() for p in sae.parameters()])
     right = found["cpu", "fp32"]
     return {

@@ -52,9 +52,9 @@ class Problem:
 
 def saelearn(problem: Problem) -> Step:
     """Ours: what `train.train` does in a step, the plan measured beforehand."""
-    from saelearn.sae import SAE
+    from saelearn.sae import L1, SAE
     from saelearn.train import Adam, step
-    from saelearn.train.fast import Kernel, measured_plan
+    from saelearn.train.fast import SparseL1, measured_plan
 
     (D, F), B = problem.W_enc_DF.shape, problem.x_NBD.shape[1]
     sae, following = SAE(D, F), problem.batches()
@@ -63,8 +63,8 @@ def saelearn(problem: Problem) -> Step:
          "W_dec": problem.W_dec_FD, "b_dec": problem.b_dec_D}
     )  # fmt: skip
     optimizer = Adam(sae.parameters(), lr=problem.lr)
-    kernel = Kernel(measured_plan(D, F, B))
-    return lambda: step(sae, following(), optimizer, l1_coefficient=problem.l1, kernel=kernel)
+    engine, objective = SparseL1(measured_plan(D, F, B)), L1(problem.l1)
+    return lambda: step(sae, following(), optimizer, objective, engine=engine)
 
 
 def textbook(problem: Problem) -> Step:

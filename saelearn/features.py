@@ -179,12 +179,6 @@ def linear_probe(x_ND: Tensor, labels_NC: Tensor, *, iterations: int = 100) -> T
     return (z_ND @ W_DC + b_C).detach()
 
 
-def principal_directions(x_ND: Tensor) -> Tensor:
-    """Principal components of the rows, `[D, D]`, one a row, largest variance first."""
-    _, _, components_DD = torch.linalg.svd(x_ND - x_ND.mean(0), full_matrices=False)
-    return components_DD
-
-
 def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
     """`n` random unit vectors, `[n, D]`: the control beside which a feature has to be better."""
     generator = torch.Generator().manual_seed(seed)

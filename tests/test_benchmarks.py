@@ -44,15 +44,15 @@ def test_the_problem_has_the_share_of_active_features_that_it_names(l0):
 
 def test_ours_and_the_textbook_take_the_same_step():
     """From the same weights, with the same loss: the bench would compare apples with pears."""
-    from saelearn.sae import l1_loss
-    from saelearn.train.fast import Kernel
+    from saelearn.sae import AT_FULL, L1, l1_loss
+    from saelearn.train.fast import SparseL1
 
     problem = peers.Problem.make(50, 16, 64, 0.1, n=1)
     sae = SAE(16, 64)
     sae.load_state_dict({"W_enc": problem.W_enc_DF, "b_enc": problem.b_enc_F,
                          "W_dec": problem.W_dec_FD, "b_dec": problem.b_dec_D})  # fmt: skip
     x_BD = problem.batches()()
-    loss, _ = Kernel()(sae, x_BD, l1_coefficient=problem.l1, decoder_norm="weighted")
+    loss = SparseL1()(sae, x_BD, L1(problem.l1), AT_FULL).loss
     expected = l1_loss(x_BD, sae(x_BD), sae.W_dec, l1_coefficient=problem.l1)
     assert float(loss.total) == pytest.approx(float(expected.total.detach()), rel=1e-5)
     textbook = peers.textbook(problem)

@@ -24,7 +24,7 @@ from saelearn import artifacts, course, metrics
 from saelearn.cli import commands as cli
 from saelearn.cli import jobs
 from saelearn.errors import Refusal
-from saelearn.sae import SAE
+from saelearn.sae import SAE, load
 from saelearn.tiny import build
 from saelearn.toy import PlantedFeatures
 from saelearn.train import checkpoint, train
@@ -132,6 +132,22 @@ def test_train_is_train_and_its_report_is_true(rows, tmp_path, capsys):
     assert {p.name for p in tmp_path.iterdir()} == {"x.npy", "out", "out.history.json"}
 
 
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (["topk", "--k", "4"], "TopK"),
+        (["batchtopk", "--k", "4"], "JumpReLU"),
+        (["jumprelu", "--target-l0", "4"], "JumpReLU"),
+        (["gated"], "Gated"),
+    ],
+)
+def test_train_other_kinds(words, kind, rows):
+    command = ["train", "--activations", "x.npy", "--out", "out", "--steps", "20", "--kind", *words]
+    assert cli.main([*command, *SMALL]) == 0
+    assert type(load("out")).__name__ == kind
+    assert cli.main([*command, *SMALL]) == 0  # finished before
+
+
 def test_train_again_is_done_at_once_and_another_is_refused(rows, capsys, monkeypatch):
     command = ["train", "--activations", "x.npy", "--out", "out", "--steps", "20", *SMALL]
     assert cli.main(command) == 0
@@ -158,6 +174,8 @@ def test_train_again_is_done_at_once_and_another_is_refused(rows, capsys, monkey
         (["--activations", "flat.npy"], r"\[N, D\]"),
         (["--activations", "x.npy", "--l1", "-1"], "l1_coefficient"),
         (["--activations", "x.npy", "--precision", "fp8"], "fp32, bf16"),
+        (["--activations", "x.npy", "--kind", "topk"], "--k for topk"),
+        (["--activations", "x.npy", "--kind", "transformer"], "standard, topk"),
         (["--activations", "x.npy", "--d-sae", "100000000"], "free memory.*d_sae="),
         (["--activations", "x.npy", "--device", "tpu"], "cpu, cuda, mps"),
         (["--activations", "empty"], "index.json|store|folder"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from tiny_models import WIDTH, make, some_tokens
@@ -171,16 +170,6 @@ def test_a_probe_finds_nothing_in_noise_and_never_sees_the_second_half() -> None
     other_NC[300:] = ~other_NC[300:]
     again_NC = features.linear_probe(x_ND, other_NC, iterations=20)
     assert torch.equal(again_NC, scores_NC)
-
-
-def test_principal_directions_are_the_covariance_s_eigenvectors() -> None:
-    x_ND = normal(10, 300, 4) @ torch.diag(torch.tensor([5.0, 3, 1, 0.2])) @ normal(11, 4, 4) + 7
-    values, vectors = np.linalg.eigh(np.cov(x_ND.numpy().T))
-    found = features.principal_directions(x_ND).numpy()
-    for row, vector in zip(found, vectors.T[::-1], strict=True):
-        assert abs(row @ vector) == pytest.approx(1, abs=1e-3)
-    variance = ((x_ND - x_ND.mean(0)) @ torch.from_numpy(found).T).var(0).numpy()
-    assert variance == pytest.approx(values[::-1], rel=1e-3)
 
 
 def test_random_directions_are_unit_and_repeat() -> None:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from saelearn.sae import SAE, l1_loss
-from saelearn.train.fast import ENCODERS, Kernel, Plan, Stack, active, kernels
+from saelearn.sae import AT_FULL, L1, SAE, l1_loss
+from saelearn.train.fast import ENCODERS, Kernel, Plan, SparseL1, Stack, active, kernels
 
 PLANS = [Plan("plain", 0.0), *(Plan(encoder, 1.1) for encoder in ENCODERS)]
 
@@ -17,14 +17,14 @@ def errors(sae: SAE, x_BD: torch.Tensor, plan: Plan, *, l1: float, norm: str) ->
     exact.load_state_dict({name: value.double() for name, value in sae.state_dict().items()})
     x_double_BD = x_BD.double()
     output = exact(x_double_BD)
-    loss, count_F = Kernel(plan)(sae, x_BD, l1_coefficient=l1, decoder_norm=norm)
+    loss, count_F, *_ = SparseL1(plan)(sae, x_BD, L1(l1, norm), AT_FULL)
     expected = l1_loss(x_double_BD, output, exact.W_dec, l1_coefficient=l1, decoder_norm=norm)
     expected.total.backward()
     pairs = {
         name: (ours.grad, theirs.grad)
         for (name, ours), theirs in zip(sae.named_parameters(), exact.parameters(), strict=True)
     }
-    for name in loss._fields:
+    for name in ("total", *expected.terms):
         pairs[name] = getattr(loss, name), getattr(expected, name).detach()
     found = {
         name: float((ours.double() - theirs).norm() / theirs.norm().clamp(min=1e-6))
@@ -155,7 +155,7 @@ def test_the_sparse_way_is_the_one_taken_when_little_is_active(monkeypatch):
     monkeypatch.setattr(kernels, "_dense", lambda *_: pytest.fail("went the dense way"))
     x_BD = torch.randn(64, 16)
     assert 0 < (sae.encode(x_BD) > 0).float().mean() < 0.02
-    Kernel(Plan("plain", 0.05))(sae, x_BD, l1_coefficient=0.1, decoder_norm="weighted")
+    SparseL1(Plan("plain", 0.05))(sae, x_BD, L1(0.1), AT_FULL)
 
 
 def test_bf16_products_are_close_to_fp32():
@@ -164,9 +164,8 @@ def test_bf16_products_are_close_to_fp32():
     sae, x_BD = SAE(32, 100, decoder_init_norm=0.5), torch.randn(500, 32)
     gradients = {}
     for precision in ("fp32", "bf16"):
-        loss, _ = Kernel(Plan("plain", 0.0), precision=precision)(
-            sae, x_BD, l1_coefficient=0.3, decoder_norm="weighted"
-        )
+        engine = SparseL1(Plan("plain", 0.0), precision=precision)
+        loss = engine(sae, x_BD, L1(0.3), AT_FULL).loss
         gradients[precision] = torch.cat([p.grad.flatten() for p in sae.parameters()])
         assert loss.total.dtype == gradients[precision].dtype == torch.float32
     difference = (gradients["bf16"] - gradients["fp32"]).norm() / gradients["fp32"].norm()
@@ -180,7 +179,6 @@ def test_cuda_agrees_with_the_cpu(precision, tolerance):
     x_BD, found = torch.randn(500, 32), {}
     for device, p in (("cpu", "fp32"), ("cuda", precision)):
         sae = SAE(32, 100, decoder_init_norm=0.5).to(device)
-        kernel = Kernel(Plan("plain", 0.0), precision=p)
-        kernel(sae, x_BD.to(device), l1_coefficient=0.3, decoder_norm="weighted")
+        SparseL1(Plan("plain", 0.0), precision=p)(sae, x_BD.to(device), L1(0.3), AT_FULL)
         found[device] = torch.cat([q.grad.flatten().cpu() for q in sae.parameters()])
     assert (found["cuda"] - found["cpu"]).norm() / found["cpu"].norm() < tolerance

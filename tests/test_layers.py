@@ -25,7 +25,7 @@ LAYERS = [
     ["plots", "exercises", "cli"],
     ["widgets"],
 ]
-"""The rooms from the ground up; a room imports from lower floors. README draws the same."""
+"""The rooms from the ground up; a room imports from lower floors. Drawn in README, CONTRIBUTING."""
 FLOOR = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 DISPLAY = {"matplotlib", "plotly", "ipywidgets", "anywidget", "IPython"}
 

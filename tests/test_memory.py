@@ -69,6 +69,32 @@ def test_the_count_is_what_a_process_grows_by(shape):
     assert 0.75 * needed < after - before < 1.15 * needed
 
 
+AUTOGRAD = """
+import torch
+from saelearn.sae import JumpL0, JumpReLU
+from saelearn.train import train
+def training(x, features):
+    return train(x, features, kind=JumpReLU, objective=JumpL0(1.0), steps=3, batch_size=1024,
+                 progress=False)
+def most():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+x = torch.randn(2048, 256)
+training(x[:64], 16)
+before = most()
+needed = sum(training(x, 8192).memory.values())
+print(before, most(), needed)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
+def test_what_automatic_differentiation_keeps_is_counted():
+    command = [sys.executable, "-c", AUTOGRAD]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, after, needed = map(int, done.stdout.split())
+    assert 0.75 * needed < after - before < 1.15 * needed
+
+
 def test_too_little_is_refused_with_sizes_that_fit(monkeypatch):
     room = 50_000_000
     monkeypatch.setattr(memory, "free", lambda device: room)
@@ -112,7 +138,7 @@ def test_an_unknown_amount_is_not_refused(monkeypatch):
 def test_training_asks_before_it_spends(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 1_000_000)
     monkeypatch.setattr(
-        "saelearn.train.loop.SAE.from_data", lambda *_, **__: pytest.fail("too late")
+        "saelearn.train.rows.Rows.new_state", lambda *_, **__: pytest.fail("too late")
     )
     with pytest.raises(Refusal, match="d_sae="):
         train(torch.randn(2_000, 64), 10_000, l1_coefficient=1.0, steps=5, progress=False)
@@ -129,7 +155,7 @@ def test_training_says_what_it_takes_before_it_takes_it(monkeypatch, capsys):
     words = memory.in_units(sum(memory.needed(8, 32, 64).values()))
     assert f"2 SAEs at once, {words} of memory:   0%" in capsys.readouterr().err
     assert both[0].memory == memory.needed(8, 32, 64)
-    monkeypatch.setattr("saelearn.train.loop.SAE.from_data", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("saelearn.train.rows.Rows.new_state", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(torch.randn(200, 8), 16, l1_coefficient=0.1, **arguments)
     assert "of memory:   0%" in capsys.readouterr().err

@@ -62,7 +62,13 @@ def test_links_lead_somewhere(lesson):
     assert broken_links(read(lesson), lesson.parent) == []
 
 
-PAGES = ["README.md", "data/README.md", "benchmarks/README.md", "notebooks/glossary.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "data/README.md",
+    "benchmarks/README.md",
+    "notebooks/glossary.md",
+]
 
 
 @pytest.mark.parametrize("text", PAGES)

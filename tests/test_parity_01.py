@@ -97,9 +97,7 @@ def test_the_sparse_loop_is_the_librarys_step(lesson):
     library = sae.SAE(100, 200, decoder_init_norm=1.0, seed=5)
     optimizer = torch.optim.Adam(library.parameters(), lr=1e-2, fused=True)
     x_BD = next(HOUSE.batches(256, seed=5))
-    train.step(
-        library, x_BD, optimizer, l1_coefficient=0.4, decoder_norm="free", clip_norm=float("inf")
-    )
+    train.step(library, x_BD, optimizer, sae.L1(0.4, decoder_norm="free"), clip_norm=float("inf"))
     library.W_dec.data /= library.W_dec.data.norm(dim=1, keepdim=True)
     for name, weights in library.state_dict().items():
         torch.testing.assert_close(mine.state_dict()[name], weights, atol=1e-4, rtol=1e-3)

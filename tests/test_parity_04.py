@@ -89,8 +89,8 @@ def test_the_loop_by_hand_is_the_librarys_step(lesson):
     optimizer = torch.optim.Adam(start.parameters(), lr=3e-3)
     batches = PLANTED.batches(256, seed=5)
     for _ in range(20):
-        settings = {"l1_coefficient": 0.3, "decoder_norm": "free", "clip_norm": float("inf")}
-        train.step(start, next(batches), optimizer, **settings)
+        free = sae.L1(0.3, decoder_norm="free")
+        train.step(start, next(batches), optimizer, free, clip_norm=float("inf"))
         start.W_dec.data /= start.W_dec.data.norm(dim=1, keepdim=True)
     for name, weights in start.state_dict().items():
         torch.testing.assert_close(mine.state_dict()[name], weights, atol=1e-4, rtol=1e-3)

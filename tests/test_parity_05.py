@@ -99,8 +99,7 @@ def test_the_loop_by_hand_is_the_librarys_step(lesson):
             library,
             next(batches),
             optimizer,
-            l1_coefficient=0.3,
-            decoder_norm="free",
+            sae.L1(0.3, decoder_norm="free"),
             clip_norm=float("inf"),
         )
     for name, weights in library.state_dict().items():

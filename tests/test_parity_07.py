@@ -13,9 +13,9 @@ import torch
 
 from saelearn import metrics
 from saelearn.activations import collect
-from saelearn.sae import SAE, SAEOutput, l1_loss
+from saelearn.sae import AT_FULL, L1, SAE, SAEOutput, l1_loss
 from saelearn.train import mean_norm_scale, memory
-from saelearn.train.fast import Kernel
+from saelearn.train.fast import SparseL1
 from saelearn.train.loop import step
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "07_training.ipynb"
@@ -79,7 +79,7 @@ def test_quality(lesson):
 def test_memory_counts_every_tensor_of_a_training(lesson):
     sae, buffer_ND = SAE(12, 40), rand(70, 12)
     adam = torch.optim.Adam(sae.parameters())
-    step(sae, buffer_ND, adam, l1_coefficient=1.0)
+    step(sae, buffer_ND, adam, L1(1.0))
     moments = [m for s in adam.state.values() for m in (s["exp_avg"], s["exp_avg_sq"])]
     kept = [*sae.parameters(), *(p.grad for p in sae.parameters()), *moments, buffer_ND]
     assert lesson["training_bytes"](12, 40, 70) == sum(x.numel() * x.element_size() for x in kept)
@@ -98,6 +98,6 @@ def test_textbook_step_is_the_librarys(lesson):
     x_BD, by_hand, ours = rand(64, 6), SAE(6, 20, seed=1), SAE(6, 20, seed=1)
     optimizer = torch.optim.Adam(by_hand.parameters(), lr=1e-3)
     lesson["textbook"](by_hand, x_BD, optimizer)
-    Kernel()(ours, x_BD, l1_coefficient=2.0, decoder_norm="weighted")
+    SparseL1()(ours, x_BD, L1(2.0), AT_FULL)
     for a, b in zip(by_hand.parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saelearn import artifacts
 from saelearn.errors import ArtifactError, Refusal
-from saelearn.sae import DECODER_NORMS, SAE, geometric_median, l1_loss
+from saelearn.sae import DECODER_NORMS, SAE, geometric_median, l1_loss, load
 
 DATA = Path(__file__).parent / "data"
 D, F, B = 5, 7, 11
@@ -223,9 +223,7 @@ def test_save_and_load_give_the_same_sae(centred: bool, dtype: torch.dtype, tmp_
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("architecture", "topk"),
-        ("architecture", "jumprelu"),
-        ("architecture", "gated"),
+        ("architecture", "crosscoder"),
         ("activation_fn", "topk"),
         ("activation_fn_str", "topk"),
         ("normalize_activations", "expected_average_only_in"),
@@ -238,6 +236,17 @@ def test_another_kind_of_sae_is_refused(key: str, value: str, tmp_path: Path) ->
     config = artifacts.read_json(tmp_path / "sae" / "cfg.json")
     artifacts.write_json(tmp_path / "sae" / "cfg.json", config | {key: value})
     with pytest.raises(Refusal, match=rf"(?s){key}.*{value}.*wrong features"):
+        SAE.load(tmp_path / "sae")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "missing"), [("topk", "k in"), ("jumprelu", "threshold"), ("gated", "r_mag")]
+)
+def test_weights_of_another_architecture_are_refused(architecture, missing, tmp_path) -> None:
+    random_sae().save(tmp_path / "sae")
+    config = artifacts.read_json(tmp_path / "sae" / "cfg.json") | {"architecture": architecture}
+    artifacts.write_json(tmp_path / "sae" / "cfg.json", config)
+    with pytest.raises(Refusal, match=missing):
         SAE.load(tmp_path / "sae")
 
 
@@ -280,28 +289,36 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
 
 # --- SAELens 6.54.12; data/make_saelens_fixture.py made the files ---------------------------------
 
-MADE_THERE = ["saelens_standard", "saelens_standard_uncentred"]
-MADE_HERE = ["saved_here", "saved_here_uncentred"]
+ALL = sorted(folder.name for folder in DATA.iterdir() if folder.is_dir())
 
 
-@pytest.mark.parametrize("name", MADE_THERE + MADE_HERE)
+@pytest.mark.parametrize("name", ALL)
 def test_the_same_numbers_as_saelens(name: str) -> None:
     """Its files load here, ours loaded there: features and reconstruction agree to 1e-5."""
-    sae = SAE.load(DATA / name)
+    sae = load(DATA / name)
     example = artifacts.read_tensors(DATA / name / "example.safetensors")
     output = sae(example["x"])
     torch.testing.assert_close(output.f, example["f"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(output.x_hat, example["x_hat"], rtol=1e-5, atol=1e-5)
-    assert 0.1 < (example["f"] > 0).double().mean() < 0.9
-    assert sae.apply_b_dec_to_input is not name.endswith("uncentred")
-    other_way = SAE.load(DATA / name)
-    other_way.apply_b_dec_to_input = not sae.apply_b_dec_to_input
-    assert (other_way(example["x"]).x_hat - example["x_hat"]).abs().max() > 0.1
+    active_F = (example["f"] > 0).double().mean(0)
+    assert active_F.min() == 0 and active_F.max() > 0.5  # dead ones and very active ones
+    if name.startswith(("saved_here", "saelens_standard")) and "transcoder" not in name:
+        assert sae.apply_b_dec_to_input is not name.endswith("uncentred")
+        sae.apply_b_dec_to_input = not sae.apply_b_dec_to_input
+        assert (sae(example["x"]).x_hat - example["x_hat"]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", MADE_HERE)
+def test_every_architecture_was_exchanged_both_ways() -> None:
+    kinds = {name: type(load(DATA / name)).__name__ for name in ALL}
+    both = {"SAE", "TopK", "JumpReLU", "Gated", "Transcoder", "SkipTranscoder"}
+    for made in ("saved_here", "saelens"):
+        assert {kind for name, kind in kinds.items() if name.startswith(made)} == both
+    assert kinds["saved_here_batchtopk"] == kinds["saelens_matryoshka"] == "JumpReLU"
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name.startswith("saved_here")])
 def test_what_saelens_read_is_still_what_is_written(name: str, tmp_path: Path) -> None:
-    SAE.load(DATA / name).save(tmp_path / "sae")
+    load(DATA / name).save(tmp_path / "sae")
     for file in ("cfg.json", "sae_weights.safetensors"):
         assert (tmp_path / "sae" / file).read_bytes() == (DATA / name / file).read_bytes()
 

@@ -16,10 +16,9 @@ from torch import Tensor
 from saelearn import metrics
 from saelearn import train as training
 from saelearn.errors import Refusal
-from saelearn.sae import DECODER_NORMS, SAE
+from saelearn.sae import DECODER_NORMS, L1, SAE
 from saelearn.toy import PlantedFeatures
-from saelearn.train import Adam, batches, train
-from saelearn.train.loop import lr_factor, resample, step
+from saelearn.train import Adam, batches, lr_factor, resample, step, train
 from saelearn.train.resampling import generator_for
 
 D, F, B = 8, 16, 64
@@ -83,9 +82,7 @@ def test_the_gradient_of_a_step_is_autograds(
     expected_loss, expected = gradients_in_float64(sae, x, 0.3, decoder_norm)
     optimizer = torch.optim.SGD(sae.parameters(), lr=1.0)
     expected_count = (sae.encode(x) > 0).sum(0)
-    loss, count = step(
-        sae, x, optimizer, l1_coefficient=0.3, decoder_norm=decoder_norm, clip_norm=math.inf
-    )
+    loss, count, *_ = step(sae, x, optimizer, L1(0.3, decoder_norm), clip_norm=math.inf)
     assert loss.total.item() == pytest.approx(expected_loss, rel=1e-5)
     assert loss.total.item() == pytest.approx(
         (loss.reconstruction + 0.3 * loss.sparsity).item(), rel=1e-6
@@ -121,7 +118,7 @@ def test_twenty_steps_follow_a_textbook_adam(decoder_norm: str, layout: str) -> 
     optimizer = torch.optim.Adam(sae.parameters(), lr=0.01, fused=True)
     for t in range(1, 21):
         x = rows(B, seed=t)
-        step(sae, x, optimizer, l1_coefficient=0.3, decoder_norm=decoder_norm, clip_norm=0.5)
+        step(sae, x, optimizer, L1(0.3, decoder_norm), clip_norm=0.5)
         _, gradients = gradients_in_float64(textbook, x, 0.3, decoder_norm)
         if decoder_norm == "unit_norm":
             W = textbook.W_dec.data
@@ -282,7 +279,7 @@ def test_adam_is_pytorchs_to_the_bit() -> None:
                   torch.optim.Adam(theirs.parameters(), lr=0.01, fused=True))  # fmt: skip
     for i in range(5):
         for sae, optimizer in zip((ours, theirs), optimizers, strict=True):
-            step(sae, rows(B), optimizer, l1_coefficient=0.1 * i)
+            step(sae, rows(B), optimizer, L1(0.1 * i))
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b) and a.stride() == b.stride()
         mine, other = (optimizer.state[p] for optimizer, p in zip(optimizers, (a, b), strict=True))
@@ -307,7 +304,7 @@ def test_resampling_gives_dead_features_what_the_paper_says() -> None:
     dead = torch.zeros(F, dtype=torch.bool)
     dead[[2, 9]] = True
     optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3, fused=True)
-    step(sae, x, optimizer, l1_coefficient=0.1)
+    step(sae, x, optimizer, L1(0.1))
     before, state = weights(sae), copy.deepcopy(optimizer.state_dict())
     assert resample(sae, optimizer, dead, x, generator=torch.Generator().manual_seed(0)) == 2
     after, alive = weights(sae), ~dead

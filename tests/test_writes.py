@@ -1,4 +1,4 @@
-"""SAELens' names, against the equation that defines them and against each architecture's code."""
+"""SAELens' names, against the equation that defines them and against what the code of each says."""
 
 from __future__ import annotations
 
@@ -128,7 +128,9 @@ def test_a_scaled_embedding_is_taken_behind_the_scale(kind: str) -> None:
 
 def test_a_block_that_multiplies_what_it_writes_is_refused() -> None:
     """Granite's stream gets a quarter of what its attention computes: no module gives that."""
-    lm = language_models.build(next(a for a in ALL if a.settings.get("residual_multiplier") == 0.25))
+    lm = language_models.build(
+        next(a for a in ALL if a.settings.get("residual_multiplier") == 0.25)
+    )
     for hook in HOOKS:
         with pytest.raises(Refusal, match="no two outputs in GraniteDecoderLayer add up"):
             lm.find_site(f"blocks.1.{hook}")

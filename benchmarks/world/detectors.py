@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.world.sample import Sample, mean_sd
 from saelearn import features, metrics, tiny
+from saelearn.toy import linear
 
 N_THRESHOLDS = 24
 SEEDS = (
@@ -58,7 +59,7 @@ def controls(sample: Sample, seeds: int = 3) -> dict[str, float]:
     half = len(x_ND) // 2
     centred_ND = x_ND - x_ND[:half].mean(0)
     both = {"both_signs": True}
-    pca_DD = features.principal_directions(x_ND[:half])
+    pca_DD = linear.pca(x_ND[:half]).components_DD
     random = [
         float(
             scores(

@@ -1,4 +1,7 @@
-"""From model and text to activations, in memory or on disk, and back into the model."""
+"""From model and text to activations, in memory or on disk, and back into the model.
+
+`harvest` is where to begin: it asks a model (`LM.capture`, a hook) for what passes a site.
+"""
 
 from saelearn.activations.harvest import (
     Activations,

@@ -11,13 +11,13 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from saelearn import artifacts
 from saelearn.errors import ArtifactError
+from saelearn.train.fast import processor
 
 PACKAGES = [
     *("saelearn", "torch", "numpy", "transformers", "tokenizers", "safetensors"),
@@ -97,7 +97,7 @@ def describe() -> dict[str, str]:
     memory = memory_gib()
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": f"{cpu_model()}, {cores()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "cpu": f"{processor()}, {cores()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "torch threads": str(torch.get_num_threads()),
         "memory": f"{memory:.1f} GiB" if memory else "unknown",
         "cuda": cuda or "none",
@@ -167,14 +167,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def cpu_model() -> str:
-    """The processor's name as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), "") or platform.processor() or platform.machine()
 
 
 def memory_gib() -> float | None:

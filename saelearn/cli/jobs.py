@@ -28,9 +28,20 @@ from saelearn.cli import job_data
 from saelearn.cli.job_data import Data
 from saelearn.errors import Refusal
 from saelearn.lm import TINY
-from saelearn.sae import CONFIG_FILE, SAE
+from saelearn.sae import (
+    CONFIG_FILE,
+    L1,
+    SAE,
+    BatchTopK,
+    Gated,
+    GatedL1,
+    JumpL0,
+    JumpReLU,
+    Squared,
+    TopK,
+)  # fmt: skip
 from saelearn.train import Record, Trained, memory, parallel, train
-from saelearn.train.settings import check_arguments, check_device
+from saelearn.train.settings import Settings, check_device
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143}  # a shell's numbers for them
 
@@ -71,10 +82,7 @@ def run(
     """
     _refuse_foreign(out)
     check_device(device)
-    check_arguments(
-        training["l1_coefficient"], training["steps"], training["lr"], "weighted",
-        training["precision"], 1,
-    )  # fmt: skip
+    Settings(d_sae=d_sae or training["k"] or 1, **_in_training(training))
     with parallel.started(device, timeout=timeout) as device, _terminated_like_ctrl_c() as caught:
         say = partial(print, flush=True) if parallel.rank() == 0 else (lambda _: None)
         batch_size, seed = training["batch_size"], training["seed"]
@@ -93,11 +101,12 @@ def run(
         _announce(say, data, training)
         training |= {"device": device, "log_every": max(1, training["steps"] // 200)}
         reporter = _Reporter(say, training["steps"], training["log_every"])
+        how = _in_training(training)
         kept = checkpoint or out.with_name(f"{out.name}.checkpoint")
         started = time.monotonic()
         trained = train(
             data.source, checkpoint=kept, checkpoint_every=checkpoint_every, progress=progress,
-            callback=reporter, **training,
+            callback=reporter, **how,
         )  # fmt: skip
         if trained.steps < training["steps"]:
             say(f"stopped after step {trained.steps:,}; the same command goes on from there")
@@ -110,6 +119,25 @@ def run(
             if checkpoint is None:
                 shutil.rmtree(kept, ignore_errors=True)
     return 0
+
+
+def _in_training(training: dict[str, Any]) -> dict[str, Any]:
+    """`train`'s arguments, with the kind of SAE and what it is trained for as objects."""
+    l1, k, target_l0 = (training[name] for name in ("l1_coefficient", "k", "target_l0"))
+    kinds = {
+        "standard": lambda: (SAE, L1(l1)),
+        "topk": lambda: (TopK, Squared()),
+        "batchtopk": lambda: (BatchTopK, Squared()),
+        "jumprelu": lambda: (JumpReLU, JumpL0(target_l0=target_l0) if target_l0 else JumpL0(l1)),
+        "gated": lambda: (Gated, GatedL1(l1)),
+    }
+    if training["kind"] not in kinds:
+        raise Refusal(f"a kind of {', '.join(kinds)}", repr(training["kind"]))
+    if (k is None) == training["kind"].endswith("topk"):
+        raise Refusal("--k for topk and batchtopk, and for these alone", f"{training['kind']}, {k}")
+    kind, objective = kinds[training["kind"]]()
+    rest = {n: v for n, v in training.items() if n not in ("l1_coefficient", "target_l0")}
+    return rest | {"kind": kind, "objective": objective}
 
 
 # --- words ----------------------------------------------------------------------------------------

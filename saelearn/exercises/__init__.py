@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelearn import style
+
 
 class Mistake(Exception):
     """A wrong answer; the message says what is wrong and where to look."""
@@ -31,10 +33,10 @@ class NotPassed(AssertionError):
 
 # state of a verdict -> its mark and colour
 MARKS = {
-    "passed": ("✓", "#00825F"),
-    "noted": ("→", "#0072B2"),
-    "wrong": ("✗", "#D55E00"),
-    "open": ("○", "#767676"),
+    "passed": ("✓", style.FEATURE),
+    "noted": ("→", style.RECONSTRUCTION),
+    "wrong": ("✗", style.STEERED),
+    "open": ("○", style.CONTROL),
 }
 
 

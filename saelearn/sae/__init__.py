@@ -1,28 +1,39 @@
-"""Sparse autoencoders: equations, losses, files. One file for each architecture."""
+"""Sparse autoencoders: `base`, then one file for each architecture, with a loss if it has its own.
+
+What a loss is, and those that fit several architectures, stand in `objectives`.
+"""
 
 from saelearn.sae.base import (
     CENTERS,
     CONFIG_FILE,
-    DECODER_NORMS,
     SAE,
     WEIGHTS_FILE,
-    Loss,
     SAEOutput,
     geometric_median,
-    l1_loss,
+    load,
 )
-from saelearn.sae.topk import TopK, load
+from saelearn.sae.end_to_end import EndToEnd
+from saelearn.sae.gated import Gated, GatedL1
+from saelearn.sae.jumprelu import JumpL0, JumpReLU
+from saelearn.sae.matryoshka import Matryoshka
+from saelearn.sae.objectives import (
+    AT_FULL,
+    DECODER_NORMS,
+    L1,
+    Loss,
+    Now,
+    Objective,
+    Squared,
+    l1_loss,
+    output_of,
+    squared_error,
+)
+from saelearn.sae.topk import BatchTopK, TopK
+from saelearn.sae.transcoder import SkipTranscoder, Transcoder
 
 __all__ = [
-    "CENTERS",
-    "CONFIG_FILE",
-    "DECODER_NORMS",
-    "SAE",
-    "WEIGHTS_FILE",
-    "Loss",
-    "SAEOutput",
-    "TopK",
-    "geometric_median",
-    "l1_loss",
-    "load",
-]
+    "AT_FULL", "CENTERS", "CONFIG_FILE", "DECODER_NORMS", "L1", "SAE", "WEIGHTS_FILE", "BatchTopK",
+    "EndToEnd", "Gated", "GatedL1", "JumpL0", "JumpReLU", "Loss", "Matryoshka", "Now",
+    "Objective", "SAEOutput", "SkipTranscoder", "Squared", "TopK", "Transcoder",
+    "geometric_median", "l1_loss", "load", "output_of", "squared_error",
+]  # fmt: skip

@@ -1,18 +1,18 @@
-"""Sparse autoencoders that differ from the standard one in a few lines each. Lesson 11.
+"""Sparse autoencoders whose number of active features is chosen, not penalised. Lesson 11.
 
-Shapes: B batch, D activation width, F features.
+Shapes: B batch, F features, P processes.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from saelearn import artifacts
-from saelearn.errors import Refusal, check_range
-from saelearn.sae.base import CONFIG_FILE, SAE, WEIGHTS_FILE
+from saelearn.errors import check_whole
+from saelearn.sae.base import SAE, needs
+from saelearn.sae.jumprelu import JumpReLU
 
 
 class TopK(SAE):
@@ -28,56 +28,103 @@ class TopK(SAE):
         arguments: as for `SAE`.
     """
 
+    architecture = "topk"
+    accepted = SAE.accepted | {"activation_fn": "topk", "activation_fn_str": "topk"}
+
     def __init__(self, d_in: int, d_sae: int, *, k: int, **arguments):
         super().__init__(d_in, d_sae, **arguments)
-        check_range(k, "k", 1, d_sae)
-        self.k = k
+        self.k = check_whole(k, "k", 1, d_sae)
 
-    def encode(self, x_BD: Tensor) -> Tensor:
-        """Features `f_BF`, at most k of them above 0 in each row."""
-        f_BF = super().encode(x_BD)
-        top = f_BF.topk(self.k, dim=-1)
-        return torch.zeros_like(f_BF).scatter(-1, top.indices, top.values)
+    def activate(self, pre_BF: Tensor) -> Tensor:
+        """At most k features above 0 in each row."""
+        top = pre_BF.topk(self.k, dim=-1)
+        return torch.zeros_like(pre_BF).scatter(-1, top.indices, top.values.relu())
 
-    def _config(self) -> dict:
-        mine = {"architecture": "topk", "k": self.k, "rescale_acts_by_decoder_norm": False}
-        return super()._config() | mine
+    def settings(self) -> dict[str, Any]:
+        return {"k": self.k, "rescale_acts_by_decoder_norm": False}
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "cpu") -> TopK:
-        """Read a TopK SAE in SAELens' v6 layout.
+    def arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
+        return {"k": needs(config, "k")}
 
-        Raises:
-            ArtifactError: a file is missing or damaged.
-            Refusal: another architecture, or weights that do not fit their settings.
-        """
-        config = artifacts.read_json(Path(folder) / CONFIG_FILE)
-        for key, accepted in _ACCEPTED.items():
-            if (value := config.get(key, accepted)) != accepted:
-                raise Refusal(f"{key}={accepted!r} in {CONFIG_FILE}", repr(value))
-        sae = cls(
-            config["d_in"],
-            config["d_sae"],
-            k=config["k"],
-            apply_b_dec_to_input=config.get("apply_b_dec_to_input", True),
-            metadata=config.get("metadata", {}),
-        ).to(device)
-        try:
-            sae.load_state_dict(artifacts.read_tensors(Path(folder) / WEIGHTS_FILE, device))
-        except RuntimeError as error:
-            raise Refusal(f"weights that fit {CONFIG_FILE}", str(error).splitlines()[-1]) from error
+    @classmethod
+    def _of(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> TopK:
+        """`rescale_acts_by_decoder_norm` multiplies features by their rows' lengths before the
+        largest are taken, and divides by them after: the same as rows of length 1 and a longer
+        encoder, exactly."""
+        if config.get("rescale_acts_by_decoder_norm") is True and "W_dec" in weights:
+            norm_F = weights["W_dec"].norm(dim=1)
+            weights = weights | {
+                "W_enc": weights["W_enc"] * norm_F,
+                "b_enc": weights["b_enc"] * norm_F,
+                "W_dec": weights["W_dec"] / norm_F.clamp(min=1e-30)[:, None],
+            }
+        return super()._of(config, weights)
+
+
+class BatchTopK(SAE):
+    """An SAE that keeps the k B largest features of a batch of B inputs: k on average.
+
+        f = f' where f' is among the k B largest of the batch, else 0;  f' = ReLU(pre)
+
+    Rows that need more features get more. For one input alone there is no batch, so afterwards a
+    threshold decides, the running mean of the batches' smallest active feature; `exported` it is
+    the `JumpReLU` with that threshold. (Bussmann, Leask & Nanda, 2024, "BatchTopK Sparse
+    Autoencoders".)
+
+    Args:
+        k: how many features are active on average.
+        arguments: as for `SAE`.
+
+    Attributes:
+        threshold: what a feature has to exceed outside training; saved with a checkpoint.
+    """
+
+    architecture = "batchtopk"
+    average_over = 100  # steps that the running mean looks back
+
+    def __init__(self, d_in: int, d_sae: int, *, k: int, **arguments):
+        super().__init__(d_in, d_sae, **arguments)
+        self.k = check_whole(k, "k", 1, d_sae)
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def activate(self, pre_BF: Tensor) -> Tensor:
+        return torch.relu(pre_BF) * (pre_BF > self.threshold)
+
+    def activate_in_training(self, pre_BF: Tensor, now) -> Tensor:
+        """The largest of the whole batch, whichever processes hold its rows."""
+        f_BF = torch.relu(pre_BF)
+        with torch.no_grad():
+            n = self.k * int(now.gather(f_BF.new_tensor([f_BF.shape[0]])).sum())
+            values = f_BF.detach().flatten()
+            mine = values.topk(min(n, len(values)), sorted=False).values
+            everyones = now.gather(mine)
+            least = everyones.topk(min(n, len(everyones))).values[-1]
+        return torch.where(f_BF >= least, f_BF, 0.0)
+
+    def observe(self, f: Tensor) -> Tensor:
+        """The smallest active feature; infinite if none is active."""
+        active = torch.where(f > 0, f, torch.inf)
+        return active.min() if active.numel() else f.new_tensor(torch.inf)
+
+    @torch.no_grad()
+    def after_step_(self, observed_P: Tensor | None) -> None:
+        least = observed_P.min().to(self.threshold)
+        first = self.threshold == 0
+        moved = self.threshold + (least - self.threshold) / self.average_over
+        seen = torch.where(first, least, moved)
+        self.threshold.copy_(torch.where(least.isfinite(), seen, self.threshold))
+
+    def exported(self) -> JumpReLU:
+        arguments = {"apply_b_dec_to_input": self.apply_b_dec_to_input, "metadata": self.metadata}
+        sae = JumpReLU(self.d_in, self.d_sae, **arguments).to(self.W_dec)
+        state = {name: t for name, t in self.state_dict().items() if name != "threshold"}
+        sae.load_state_dict(state | {"threshold": self.threshold.expand(self.d_sae)})
         return sae
 
+    def settings(self) -> dict[str, Any]:
+        return {"k": self.k}
 
-_ACCEPTED = {
-    "architecture": "topk",
-    "rescale_acts_by_decoder_norm": False,
-    "normalize_activations": "none",
-    "reshape_activations": "none",
-}
-
-
-def load(folder: str | Path, *, device: str = "cpu") -> SAE:
-    """Read an SAE of whichever kind its settings name."""
-    kind = artifacts.read_json(Path(folder) / CONFIG_FILE).get("architecture", "standard")
-    return (TopK if kind == "topk" else SAE).load(folder, device=device)
+    @classmethod
+    def arguments(cls, config: dict[str, Any]) -> dict[str, Any]:
+        return {"k": needs(config, "k")}

@@ -14,18 +14,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
-from tqdm.auto import trange
 from transformers import PreTrainedTokenizerFast
 
 from saelearn import artifacts, corpus, features, metrics, steer
 from saelearn.activations import collect
 from saelearn.errors import Refusal
 from saelearn.lm import LM
-from saelearn.sae import TopK
+from saelearn.sae import SAE, TopK
 from saelearn.tiny import dial, pretrain, shipped
-from saelearn.train import mean_norm_scale, shuffled, train
-from saelearn.train.loop import Trained, lr_factor
+from saelearn.train import train
 
 # pairs that only differ in what was said before: whoever tells them apart looked back
 MEMORIES = (
@@ -138,11 +135,8 @@ def build_sae(root: Path, name: str, x_ND: Tensor) -> None:
     recipe = shipped.recipes()[name]
     print(f"SAE {name}")
     d_sae, how = recipe.d_sae or shipped.D_SAE, SAE_TRAINING | {"seed": recipe.seed}
-    if recipe.k:
-        trained = train_topk(x_ND, d_sae, k=recipe.k, **how)
-    else:
-        trained = train(x_ND, d_sae, l1_coefficient=recipe.l1_coefficient, **how)
     strength = {"k": recipe.k} if recipe.k else {"l1_coefficient": recipe.l1_coefficient}
+    trained = train(x_ND, d_sae, kind=TopK if recipe.k else SAE, **strength, **how)
     trained.sae.metadata |= strength | how | {
         "model_name": "saelearn/tiny" + (", untrained" if recipe.model == "lm_random" else ""),
         "hook_name": recipe.site,
@@ -152,49 +146,6 @@ def build_sae(root: Path, name: str, x_ND: Tensor) -> None:
     }  # fmt: skip
     trained.sae.save(root / "saes" / name)
     artifacts.write_json(root / "saes" / f"{name}.history.json", trained.history)
-
-
-def train_topk(
-    x_ND: Tensor,
-    d_sae: int,
-    *,
-    k: int,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    log_every: int,
-    seed: int = 0,
-) -> Trained:
-    """Train a TopK SAE as `train` trains an L1 one, with the squared error alone as its loss.
-
-    Only the k features that stay are decoded, which costs k / F of a full product.
-    """
-    scale = mean_norm_scale(x_ND)
-    sae = TopK.from_data(x_ND * scale, d_sae, k=k, seed=seed)
-    optimizer = torch.optim.Adam(sae.parameters(), lr=lr, fused=True)
-    result = Trained(sae, scale=scale)
-    fired_F = torch.zeros(d_sae, dtype=torch.bool)
-    rows = shuffled(x_ND, batch_size, seed=seed)
-    for i in trange(steps, desc="TopK SAE", unit="step", mininterval=2):
-        x_BD = next(rows) * scale
-        optimizer.param_groups[0]["lr"] = lr * lr_factor(i, steps, warmup=0.02, decay=0.2)
-        top = torch.addmm(sae.b_enc, x_BD - sae.b_dec, sae.W_enc).topk(k, sorted=False)
-        f_BK = top.values.relu()
-        x_hat_BD = embedding_bag(top.indices, sae.W_dec, mode="sum", per_sample_weights=f_BK)
-        loss = (x_hat_BD + sae.b_dec - x_BD).square().sum(1).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-        optimizer.step()
-        fired_F[top.indices[f_BK > 0]] = True
-        result.steps = i + 1
-        if (i + 1) % log_every == 0 or i + 1 == steps:
-            l0, dead = (f_BK > 0).sum(1).float().mean(), 1 - fired_F.float().mean()
-            values = {"loss": loss.item(), "l0": l0.item(), "dead": dead.item()}
-            result.history.append({"step": i + 1, **values})
-            fired_F.zero_()
-    sae.fold_scale_(scale)
-    return result
 
 
 def build_probes(root: Path) -> None:

@@ -1,9 +1,11 @@
 """What training eats: batches without end that know their place, and the data's scale.
 
-A run that was stopped goes on with the batch that would have come next. So whatever the data are,
-they have a position that can be saved: `state_dict` and `load_state_dict`.
+What is to be reconstructed, if it is not the input, lies beside it in the same rows: so it is
+shuffled, saved and shared out with it. A run that was stopped goes on with the batch that would
+have come next. So whatever the data are, they have a position that can be saved: `state_dict` and
+`load_state_dict`.
 
-Shapes: N rows of data, B batch, D activation width.
+Shapes: N rows of data, B batch, D activation width, W width of a row with its target.
 """
 
 from __future__ import annotations
@@ -22,19 +24,35 @@ FINGERPRINT_BYTES = 2**28  # larger data are compared by rows at equal distances
 
 
 def batches(
-    data: Tensor | Iterable[Tensor], batch_size: int, *, seed: int = 0
+    data: Tensor | Iterable[Tensor],
+    batch_size: int,
+    *,
+    seed: int = 0,
+    target: Tensor | None = None,
+    tokens: bool = False,
 ) -> Shuffled | Streamed:
     """Batches without end, with `sample_ND`: rows to take scale and centre from.
 
     Args:
-        data: activations `x_ND`, which get shuffled, or batches `x_BD`, taken as they come.
+        data: activations `x_ND`, which get shuffled, or batches `x_BD`, taken as they come; or
+            pairs of an input and what is to be reconstructed.
         batch_size: B, for activations in one tensor.
         seed: of the shuffling.
+        target: what is to be reconstructed, `[N, D']`, if `data` is one tensor.
+        tokens: the rows are documents of token ids.
     """
     check_range(batch_size, "batch_size", 1)
-    if isinstance(data, Tensor):
-        return Shuffled(check_rows(data), batch_size, seed=seed)
-    return Streamed(data)
+    if not isinstance(data, Tensor):
+        if target is not None:
+            raise Refusal("pairs of input and target from the stream", "a stream and a target")
+        return Streamed(data, tokens=tokens)
+    if tokens:
+        return Shuffled(check_tokens(data), batch_size, seed=seed)
+    if target is not None:
+        check_rows(target)
+        if len(target) != len(data):
+            raise Refusal(f"a target with {len(data):,} rows, as the data", f"{len(target):,}")
+    return Shuffled(check_rows(data), batch_size, seed=seed, target_ND=target)
 
 
 def check_rows(x_ND: Tensor) -> Tensor:
@@ -46,17 +64,42 @@ def check_rows(x_ND: Tensor) -> Tensor:
     return x_ND
 
 
+def check_tokens(tokens_NT: Tensor) -> Tensor:
+    """Documents of token ids, at least two tokens long; else refused."""
+    if not isinstance(tokens_NT, Tensor) or tokens_NT.is_floating_point() or tokens_NT.ndim != 2:
+        got = type(tokens_NT).__name__
+        if isinstance(tokens_NT, Tensor):
+            got = f"{tokens_NT.dtype} of shape {tuple(tokens_NT.shape)}"
+        raise Refusal("token ids [N, T] as whole numbers: this objective runs the model", got)
+    if len(tokens_NT) == 0 or tokens_NT.shape[1] < 2:
+        raise Refusal("documents of at least two tokens", f"shape {tuple(tokens_NT.shape)}")
+    return tokens_NT
+
+
 class Shuffled(Iterator[Tensor]):
     """Batches `x_BD` of one tensor; every epoch visits each row at most once, in a new order.
 
-    What is left over at an epoch's end, less than a batch, is left out of that epoch.
+    What is left over at an epoch's end, less than a batch, is left out of that epoch. With a target
+    its columns follow those of the input.
+
+    Attributes:
+        sample_ND: rows to take scale and centre from.
+        d_in: how many columns of a row are the input; the rest is the target.
     """
 
-    def __init__(self, x_ND: Tensor, batch_size: int, *, seed: int = 0):
+    def __init__(
+        self, x_ND: Tensor, batch_size: int, *, seed: int = 0, target_ND: Tensor | None = None
+    ):
         self.x_ND, self.size = x_ND, min(batch_size, len(x_ND))
-        self.sample_ND = x_ND[:SAMPLE_ROWS]
+        self._target_ND, self.d_in = target_ND, x_ND.shape[1]
+        self.sample_ND = self._rows(slice(SAMPLE_ROWS))
         self._generator = torch.Generator().manual_seed(seed)
         self._begin_epoch()
+
+    def _rows(self, which: slice | Tensor) -> Tensor:
+        if self._target_ND is None:
+            return self.x_ND[which]
+        return torch.cat([self.x_ND[which], self._target_ND[which].to(self.x_ND)], dim=1)
 
     def _begin_epoch(self) -> None:
         self._epoch_state = self._generator.get_state()
@@ -68,11 +111,14 @@ class Shuffled(Iterator[Tensor]):
         if self._row + self.size > len(self.x_ND):
             self._begin_epoch()
         self._row += self.size
-        return self.x_ND[self._order_N[self._row - self.size : self._row]]
+        return self._rows(self._order_N[self._row - self.size : self._row])
 
     def fingerprint(self) -> dict[str, str]:
         """What tells these data from others."""
-        return fingerprint(self.x_ND)
+        if self._target_ND is None:
+            return fingerprint(self.x_ND)
+        theirs = {f"target, {name}": value for name, value in fingerprint(self._target_ND).items()}
+        return fingerprint(self.x_ND) | theirs
 
     def state_dict(self) -> dict:
         """The generator as it was before this epoch's order was drawn, and the next row in it."""
@@ -98,15 +144,16 @@ class Streamed(Iterator[Tensor]):
     the same batches each time it is made, and refused if it does not begin with the same one.
     """
 
-    def __init__(self, data: Iterable[Tensor]):
-        self._stream = iter(data)
+    def __init__(self, data: Iterable[Tensor | tuple[Tensor, Tensor]], *, tokens: bool = False):
+        self._stream, self._tokens = iter(data), tokens
         able = [each for each in (data, self._stream) if hasattr(each, "load_state_dict")]
         self._holder = able[0] if able else None
         self._first = next(self._stream, None)
         if self._first is None:
             raise Refusal("batches of activations", "an empty stream")
-        self.sample_ND = check_activations(self._first)
-        self.size, self._drawn = len(self._first), 0
+        self.sample_ND = self._joined(self._first)
+        first_BD = self._first[0] if isinstance(self._first, tuple) else self._first
+        self.d_in, self.size, self._drawn = first_BD.shape[1], len(first_BD), 0
 
     def __next__(self) -> Tensor:
         x_BD, self._first = self._first, None
@@ -116,13 +163,25 @@ class Streamed(Iterator[Tensor]):
             raise Refusal(
                 "batches until the last step", "a stream that ended early", "train fewer steps"
             )
-        d_in = self.sample_ND.shape[1]
-        if isinstance(x_BD, Tensor) and x_BD.device.type != "cpu" and len(x_BD):
-            check_width(x_BD, d_in, name="a batch")  # looking for NaN would wait for the GPU
-        else:
-            check_activations(x_BD, d_in, name="a batch")
+        width = self.sample_ND.shape[1]
+        x_BD = self._joined(x_BD, width)
         self._drawn += 1
         return x_BD
+
+    def _joined(self, batch: Tensor | tuple[Tensor, Tensor], width: int | None = None) -> Tensor:
+        """One batch, checked; a pair side by side."""
+        if isinstance(batch, tuple):
+            x_BD, target_BD = (check_activations(each, name="a batch") for each in batch)
+            if len(x_BD) != len(target_BD):
+                raise Refusal("as many rows of both in a pair", f"{len(x_BD)}, {len(target_BD)}")
+            batch = torch.cat([x_BD, target_BD.to(x_BD)], dim=1)
+        if self._tokens:
+            return check_tokens(batch)
+        if width and isinstance(batch, Tensor) and batch.device.type != "cpu" and len(batch):
+            check_width(batch, width, name="a batch")  # looking for NaN would wait for the GPU
+            return batch
+        name = "a batch" if width else "activations"
+        return check_activations(batch, width, name=name)
 
     def fingerprint(self) -> dict[str, str]:
         """What tells these data from others: the first batch."""
@@ -173,7 +232,7 @@ class Feed(Iterator[Tensor]):
         if self._side is None:
             x_BD = next(self._source)
             self.rows = len(x_BD)
-            return self._cut(x_BD).to(self._device, torch.float32)
+            return _numbers(self._cut(x_BD).to(self._device))
         if self._next is None:
             self._send()
         if isinstance(self._next, BaseException):
@@ -197,11 +256,16 @@ class Feed(Iterator[Tensor]):
         if x_BD.device.type == "cpu":
             x_BD = x_BD.pin_memory()
         with torch.cuda.stream(self._side):
-            self._next = len(whole_BD), x_BD.to(self._device, non_blocking=True).float()
+            self._next = len(whole_BD), _numbers(x_BD.to(self._device, non_blocking=True))
 
     def state_dict(self) -> dict:
         """The source's place after the last batch that was given out."""
         return self._source.state_dict() if self._state is None else self._state
+
+
+def _numbers(x_BD: Tensor) -> Tensor:
+    """Activations in fp32; token ids as they are."""
+    return x_BD.float() if x_BD.is_floating_point() else x_BD
 
 
 def fingerprint(x_ND: Tensor) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -33,7 +34,7 @@ from saelearn.train.batches import Feed
 from saelearn.train.fast.kernels import Plan
 from saelearn.train.state import State
 
-FORMAT = "saelearn checkpoint 1"
+FORMAT = "saelearn checkpoint 2"
 LATEST, PREVIOUS, LOCK = "latest.safetensors", "previous.safetensors", "lock"
 
 
@@ -214,27 +215,19 @@ class Keeper:
             yield
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("w") as file:
-            _lock(file.fileno(), self.folder)
+        lock = FileLock(self.folder / LOCK, blocking=False)
+        try:
+            lock.acquire()  # the system lets it go when the process ends, however it ends
+        except Timeout as error:
+            raise Refusal(
+                f"a folder that no other run is using: {self.folder}",
+                "one that a running process holds",
+                "wait for its end, or choose another folder",
+            ) from error
+        with lock:
             for scratch in self.folder.glob(f".{LATEST}.*"):
                 shutil.rmtree(scratch, ignore_errors=True)
             yield
-
-
-def _lock(file: int, folder: Path) -> None:
-    """The system lets the lock go when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two runs in one folder are then the user's care
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise Refusal(
-            f"a folder that no other run is using: {folder}",
-            "one that a running process holds",
-            "wait for its end, or choose another folder",
-        ) from error
 
 
 def environment() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Train sparse autoencoders: one visible loop for one, a sweep for many. Lessons 05, 07.
+"""Train sparse autoencoders: one loop for every kind; its step is `update.step`. Lessons 05, 07.
 
 Shapes: N rows of data, B batch, D activation width, F features.
 """
@@ -9,84 +9,106 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saelearn.errors import Refusal, check_range
-from saelearn.sae import SAE
+from saelearn.errors import Refusal
+from saelearn.sae import SAE, Objective
 from saelearn.train import memory, parallel
-from saelearn.train.batches import Feed, Shuffled, Streamed, batches, mean_norm_scale
+from saelearn.train.batches import Feed, Shuffled, Streamed, batches
 from saelearn.train.checkpoint import Keeper, Stored, same_threads, unpack
-from saelearn.train.fast.kernels import Kernel, Plan
+from saelearn.train.engines import engine_for
+from saelearn.train.fast.kernels import Plan
 from saelearn.train.fast.tuning import measured_plan
-from saelearn.train.resampling import resample, resampling_steps
-from saelearn.train.settings import PRECISIONS, check_arguments, check_device
-from saelearn.train.stacked import sweep
+from saelearn.train.resampling import resample
+from saelearn.train.rows import Rows
+from saelearn.train.settings import Settings
 from saelearn.train.state import Record, State, Trained
 from saelearn.train.stopping import Stop
-from saelearn.train.update import l1_factor, lr_factor, step
-
-__all__ = ["PRECISIONS", "Record", "Trained", "lr_factor", "resample", "step", "sweep", "train"]
-
-NO_SETTINGS = {"data", "plan", "progress", "callback", "checkpoint", "checkpoint_every"}
-"""Arguments that do not decide what comes out (the data's fingerprint stands for the data)."""
+from saelearn.train.update import step
 
 
 def train(
     data: Tensor | Iterable[Tensor],
     d_sae: int,
     *,
-    l1_coefficient: float,
     steps: int,
-    batch_size: int = 1_024,
-    lr: float = 1e-3,
-    lr_warmup: float = 0.02,
-    lr_decay: float = 0.2,
-    l1_warmup: float = 0.05,
-    decoder_norm: str = "weighted",
-    center: str = "mean",
-    normalize: bool = True,
-    clip_norm: float = 1.0,
-    resample_at: Sequence[float] = (),
-    seed: int = 0,
-    device: str = "cpu",
-    precision: str = "fp32",
+    l1_coefficient: float | None = None,
+    kind: Callable[..., SAE] = Settings.kind,
+    k: int | None = Settings.k,
+    objective: Objective | None = None,
+    target: Tensor | None = None,
+    batch_size: int = Settings.batch_size,
+    lr: float = Settings.lr,
+    bias_lr: float | None = Settings.bias_lr,
+    lr_warmup: float = Settings.lr_warmup,
+    lr_decay: float = Settings.lr_decay,
+    l1_warmup: float = Settings.l1_warmup,
+    decoder_norm: str | None = None,
+    center: str = Settings.center,
+    normalize: bool = Settings.normalize,
+    clip_norm: float = Settings.clip_norm,
+    resample_at: Sequence[float] = Settings.resample_at,
+    frozen: str | None = Settings.frozen,
+    seed: int = Settings.seed,
+    device: str = Settings.device,
+    precision: str = Settings.precision,
+    compile: bool = Settings.compile,
+    log_every: int = Settings.log_every,
     plan: Plan | None = None,
-    compile: bool = False,
-    log_every: int = 50,
     progress: bool = True,
     callback: Callable[[Record, SAE], None] | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | timedelta = timedelta(minutes=1),
 ) -> Trained:
-    """Train one L1 sparse autoencoder with Adam (betas 0.9 and 0.999).
+    """Train one sparse autoencoder with Adam (betas 0.9 and 0.999).
+
+        train(x_ND, 4_096, l1_coefficient=5.0, steps=10_000)
+        train(x_ND, 4_096, kind=BatchTopK, k=32, steps=10_000)
+        train(x_ND, 4_096, kind=JumpReLU, objective=JumpL0(target_l0=32), steps=10_000)
 
     Args:
-        data: activations `x_ND`, reshuffled every epoch, or batches `x_BD` without end.
+        data: activations `x_ND`, reshuffled every epoch, or batches `x_BD` without end; for an
+            objective that runs the model, documents of token ids `tokens_NT`.
         d_sae: number of features F.
-        l1_coefficient: lambda of `sae.l1_loss`, for activations as they are after scaling.
         steps: optimizer steps.
+        l1_coefficient: lambda of `sae.l1_loss`, for activations as they are after scaling; short
+            for `objective=L1(l1_coefficient, decoder_norm)`.
+        kind: the architecture, a class such as `SAE` or `TopK`; `functools.partial` adds arguments.
+        k: how many features may be active, for an architecture that takes it; without an
+            `objective` the squared error alone is minimised.
+        objective: what is minimised.
+        target: what is to be reconstructed, if not `data` itself: rows `[N, D']` of another site.
+            A stream gives pairs of batches instead.
         batch_size: B, if `data` is one tensor; of all processes together.
         lr: peak learning rate.
+        bias_lr: how many times that `b_enc` (and what else is as large as pre-activations) moves
+            by. Adam moves every number by about the same, and a bias has as far to go as a whole
+            product x.w; None counts it as the weight of an input as long as x: the root of the
+            mean squared norm in training.
         lr_warmup, lr_decay: shares of the steps in which it rises from 0, and falls to 0.
-        l1_warmup: share of the steps in which lambda rises from 0; without it many features die.
-        decoder_norm: "weighted", "unit_norm" (rows kept at length 1) or "free" (cheats).
+        l1_warmup: share of the steps in which the penalty rises from 0; without it many features
+            die.
+        decoder_norm: "weighted", "unit_norm" (rows kept at length 1) or "free" (cheats); weighted
+            for L1, where an objective is given its own.
         center: where `b_dec` starts: "mean", "geometric_median" or "zero".
         normalize: multiply activations by one scalar so that their mean squared norm is D;
             the scalar is folded into the weights at the end.
-        clip_norm: the gradient's norm is clipped at this.
-        resample_at: shares of the steps at which dead features start anew (`resample`): those
-            that were silent in the second half of the time since the last such step.
+        clip_norm: the gradient's norm is clipped at this; `math.inf` clips nothing.
+        resample_at: shares of the steps, between 0 and 1, at which dead features start anew
+            (`resample`): those that were silent in the second half of the time since the last such
+            step.
+        frozen: "decoder" or "encoder": its random directions stay as they are, which is the control
+            for what training them brings about.
         seed: of the initial weights, of the shuffling, and of a stream of its own for the
             resampling: same seed, same result.
         device: "cpu", "cuda", "mps".
         precision: "fp32", or "bf16" products with fp32 weights.
-        plan: how the step is computed; by default the fastest, measured on this machine.
         compile: let torch.compile fuse the dense way; a minute at the start, pays on a GPU.
         log_every: steps between records of the history.
+        plan: how a fast engine goes; by default the fastest way, measured on this machine.
         progress: show a progress bar, which first says how much memory the training takes.
         callback: called with each new record and the SAE in training.
         checkpoint: a folder. If it holds a checkpoint of this run, the run goes on from there,
@@ -101,46 +123,43 @@ def train(
     Ctrl-C ends training after the step under way, writes a checkpoint if there is a folder for
     it, and returns what was trained so far. Under `torchrun` all processes train one SAE.
     """
-    given = dict(locals())
-    check_arguments(l1_coefficient, steps, lr, decoder_norm, precision, log_every)
-    check_device(device)
-    source = batches(data, batch_size, seed=seed)
-    resample_steps, watch_steps = resampling_steps(resample_at, steps)
+    settings = Settings.of(locals())
+    tokens = settings.objective.reads_tokens
+    source = batches(data, batch_size, seed=seed, target=target, tokens=tokens)
+    resample_steps, watch_steps = settings.resampling
     quiet = not progress or parallel.rank() > 0
     with contextlib.ExitStack() as stack:
-        keeper, stored = _open_checkpoint(given, source, stack)
-        room = _room(given, source)
+        keeper, stored = _open(checkpoint, checkpoint_every, settings, source, stack)
+        rows = Rows(settings, source)
+        room = _room(settings, rows, checkpoint=checkpoint is not None)
         bar = tqdm(total=steps, initial=stored.record["step"] if stored else 0, unit="step",
                    desc=memory.title("SAE", room), mininterval=0.5, disable=quiet)  # fmt: skip
         stack.callback(bar.close)
-        state, plan = _begin(given, source, stored, room)
+        state, plan = _begin(settings, source, rows, stored, plan, room)
         del stored  # as large as the state
         stop = stack.enter_context(Stop())
-        kernel = parallel.Shared(Kernel(plan, precision=precision, compile=compile), stop)
+        engine = parallel.Shared(engine_for(
+            state.sae, settings.objective, device=device, plan=plan, precision=precision,
+            compile=compile,
+        ), stop)  # fmt: skip
         feed = Feed(source, device, parallel.share)
         keeper.save(state, feed, plan)
         with contextlib.suppress(KeyboardInterrupt):
-            while state.step < steps and not kernel.stop_now():
-                x_BD = next(feed) if state.scale == 1 else next(feed) * state.scale
-                i, state.whole = state.step, False
-                state.optimizer.lr = lr * lr_factor(i, steps, warmup=lr_warmup, decay=lr_decay)
-                strength = l1_coefficient * l1_factor(i, steps, warmup=l1_warmup)
-                loss, count_F = step(
-                    state.sae, x_BD, state.optimizer, l1_coefficient=strength,
-                    decoder_norm=decoder_norm, clip_norm=clip_norm, kernel=kernel,
+            while state.step < steps and not engine.stop_now():
+                x_BD, now = rows.prepare(next(feed), state)
+                state.whole = False
+                state.optimizer.lr = settings.lr_at(state.step)
+                seen = step(
+                    state.sae, x_BD, state.optimizer, settings.objective, now=now,
+                    clip_norm=clip_norm, engine=engine,
                 )  # fmt: skip
-                state.saw(count_F)
+                state.saw(seen.count_F)
                 last = state.step == steps
-                record = None
-                if state.step % log_every == 0 or last:
-                    record = state.record(loss, count_F, feed.rows)
+                record = state.record(seen) if state.step % log_every == 0 or last else None
                 if state.step in watch_steps:
-                    state.alive_F.zero_()
+                    state.watched_from = state.step
                 if state.step in resample_steps:
-                    all_BD = parallel.whole(x_BD, feed.rows)
-                    resample(state.sae, state.optimizer, ~state.alive_F, all_BD,
-                             generator=state.generator)  # fmt: skip
-                    parallel.same(state.sae.parameters())
+                    start_dead_anew(state, x_BD, now.target_BD)
                 state.whole = True
                 bar.update()
                 if record:
@@ -153,17 +172,29 @@ def train(
     return state.result()
 
 
-def _open_checkpoint(
-    given: dict[str, Any], source: Shuffled | Streamed, stack: contextlib.ExitStack
+def start_dead_anew(state: State, x_BD: Tensor, target_BD: Tensor | None) -> None:
+    """`resample` those that were silent since `watched_from`, alike in all processes."""
+    dead_F = state.dead(state.step - state.watched_from)
+    x_BD = parallel.gather(x_BD)
+    target_BD = None if target_BD is None else parallel.gather(target_BD)
+    resample(state.sae, state.optimizer, dead_F, x_BD, target_BD=target_BD,
+             generator=state.generator)  # fmt: skip
+    parallel.same(state.sae.parameters())
+
+
+def _open(
+    folder: str | os.PathLike | None,
+    every: int | timedelta,
+    settings: Settings,
+    source: Shuffled | Streamed,
+    stack: contextlib.ExitStack,
 ) -> tuple[Keeper, Stored | None]:
     """Who looks after the checkpoints, and the one to go on from, with its number of threads."""
-    folder, device = given["checkpoint"], given["device"]
-    settings = {name: value for name, value in given.items() if name not in NO_SETTINGS}
-    settings |= {"device": torch.device(device).type, "resample_at": list(given["resample_at"])}
+    identity, device = settings.identity(), settings.device
     if folder is not None or parallel.size() > 1:
-        settings |= source.fingerprint()
-        parallel.agree(settings, "arguments and data", device)
-    keeper = Keeper(folder, given["checkpoint_every"], settings, writes=parallel.rank() == 0)
+        identity |= source.fingerprint()
+        parallel.agree(identity, "arguments and data", device)
+    keeper = Keeper(folder, every, identity, writes=parallel.rank() == 0)
     stack.enter_context(keeper.locked())
     stored = keeper.load()
     parallel.agree(stored and stored.record["step"], "checkpoint", device)
@@ -172,41 +203,33 @@ def _open_checkpoint(
     return keeper, stored
 
 
-def _room(given: dict[str, Any], source: Shuffled | Streamed) -> dict[str, int]:
+def _room(settings: Settings, rows: Rows, *, checkpoint: bool) -> dict[str, int]:
     """The memory that the training takes, if there is room for it."""
-    device, d_sae = given["device"], given["d_sae"]
-    check_range(d_sae, "d_sae", 1)
-    alone = torch.device(device).type == "cuda"  # each process has a GPU of its own
+    alone = torch.device(settings.device).type == "cuda"  # each process has a GPU of its own
     return memory.check(
-        source.sample_ND.shape[1], d_sae, source.size, device=device,
-        precision=given["precision"], processes=parallel.size(),
-        neighbours=1 if alone else parallel.neighbours(),
-        checkpoint=given["checkpoint"] is not None,
+        rows.d_in, settings.d_sae, rows.batch_size, **memory.of_kind(rows.small_sae(), settings),
+        processes=parallel.size(), neighbours=1 if alone else parallel.neighbours(),
+        checkpoint=checkpoint,
     )  # fmt: skip
 
 
 def _begin(
-    given: dict[str, Any],
+    settings: Settings,
     source: Shuffled | Streamed,
+    rows: Rows,
     stored: Stored | None,
+    plan: Plan | None,
     room: dict[str, int],
 ) -> tuple[State, Plan]:
     """The state to start with and the kernel's plan: new ones, or those of a checkpoint."""
-    sample_ND, device, d_sae = source.sample_ND.float(), given["device"], given["d_sae"]
-    scale = mean_norm_scale(sample_ND) if given["normalize"] else 1.0
-    init_norm = 1.0 if given["decoder_norm"] == "unit_norm" else 0.1
-    sae = SAE.from_data(
-        sample_ND * scale, d_sae, center=given["center"], decoder_init_norm=init_norm,
-        seed=given["seed"],
-    ).to(device)  # fmt: skip
-    parallel.same(sae.parameters())
-    state = State(sae, lr=given["lr"], seed=given["seed"], scale=scale, memory=room)
+    state = rows.new_state(room)
+    parallel.same(state.sae.parameters())
     if not stored:
-        plan = given["plan"] or measured_plan(sae.d_in, d_sae, source.size, device=device)
-        return state, plan
-    plan = Plan(**stored.record["plan"])
-    if given["plan"] not in (None, plan):
-        raise Refusal(f"the plan that the run began with: {plan}", str(given["plan"]))
+        shape = state.sae.d_in, state.sae.d_sae, rows.batch_size
+        return state, plan or measured_plan(*shape, device=settings.device)
+    began = Plan(**stored.record["plan"])
+    if plan not in (None, began):
+        raise Refusal(f"the plan that the run began with: {began}", str(plan))
     state.restore(stored.tensors, stored.record)
     source.load_state_dict(unpack(stored.record["data"], stored.tensors))
-    return state, plan
+    return state, began

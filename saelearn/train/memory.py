@@ -6,14 +6,21 @@ Shapes: B batch, D activation width, F features; P = 2 D F + D + F parameters.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 
 from saelearn.errors import Refusal
+from saelearn.sae import SAE
+from saelearn.train.autograd import Autograd
+from saelearn.train.engines import engine_for
+from saelearn.train.settings import Settings
 
 FP32 = 4  # bytes
 LISTED = 72  # bytes for an active entry: its place and value, in both orders, and its gradient
 SPARSE_BELOW = 0.1  # if the plan is not known yet
+AUTOGRAD = 8  # matrices of the features' size that it holds at once (seen: 5 to 8)
 
 
 def needed(
@@ -26,6 +33,8 @@ def needed(
     processes: int = 1,
     sparse_below: float = SPARSE_BELOW,
     checkpoint: bool = False,
+    parameters: tuple[int, int] | None = None,
+    autograd: bool = False,
 ) -> dict[str, int]:
     """Bytes that training one SAE takes on a device, by what they are for; without the data.
 
@@ -41,14 +50,20 @@ def needed(
         processes: of `torchrun`, which share the batch and exchange gradients.
         sparse_below: of the kernel's plan: the largest share of active entries in such lists.
         checkpoint: whether some are written: the encoder and its moments are turned for it.
+        parameters: how many belong to each feature, and how many to none; of the standard SAE if
+            not given.
+        autograd: the step goes by automatic differentiation, which keeps what it computes.
     """
-    parameters = 2 * d_in * d_sae + d_in + d_sae
+    each, rest = parameters or (2 * d_in + 1, d_in)
+    parameters = each * d_sae + rest
     rows = -(-batch_size // processes)
     on_gpu = torch.device(device).type != "cpu"
     step = FP32 * (rows * (3 * d_sae + 4 * d_in) + 2 * d_in * d_sae)
+    if autograd:
+        step += FP32 * rows * (AUTOGRAD - 3) * d_sae
     if precision == "bf16":
         step += 2 * (2 * d_in * d_sae + 2 * rows * (d_sae + d_in))
-    elif not on_gpu:
+    elif not on_gpu and not autograd:
         step += int(LISTED * sparse_below * rows * d_sae)
     return {
         "weights": FP32 * parameters,
@@ -61,6 +76,20 @@ def needed(
     }
 
 
+def of_kind(sae: SAE, settings: Settings) -> dict[str, Any]:
+    """What `needed` has to know of an architecture and its training.
+
+    Args:
+        sae: one of the kind, with however few features.
+        settings: of the training.
+    """
+    each = sum(p.numel() for n, p in sae.named_parameters() if n in sae.feature_axis) // sae.d_sae
+    rest = sum(p.numel() for n, p in sae.named_parameters() if n not in sae.feature_axis)
+    how = {"device": settings.device, "precision": settings.precision}
+    engine = engine_for(sae, settings.objective, **how)
+    return how | {"parameters": (each, rest), "autograd": isinstance(engine, Autograd)}
+
+
 def free(device: str = "cpu") -> int | None:
     """Bytes that can still be had on a device; None if the system does not tell."""
     kind = torch.device(device).type
@@ -69,17 +98,8 @@ def free(device: str = "cpu") -> int | None:
         return torch.cuda.mem_get_info(device)[0] + cached
     if kind == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    known = [bytes_ for bytes_ in (_available(), _container()) if bytes_ is not None]
-    return min(known, default=None)
-
-
-def _available() -> int | None:
-    """What Linux could give without swapping."""
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-        return next(int(li.split()[1]) * 1024 for li in lines if li.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
+    known = [psutil.virtual_memory().available, _container()]
+    return min(bytes_ for bytes_ in known if bytes_ is not None)
 
 
 def _container() -> int | None:
@@ -105,6 +125,8 @@ def check(
     sparse_below: float = SPARSE_BELOW,
     checkpoint: bool = False,
     neighbours: int = 1,
+    parameters: tuple[int, int] | None = None,
+    autograd: bool = False,
 ) -> dict[str, int]:
     """`needed`, if there is room for it.
 
@@ -116,6 +138,7 @@ def check(
     """
     more = {"device": device, "precision": precision, "processes": processes}
     more |= {"sparse_below": sparse_below, "checkpoint": checkpoint}
+    more |= {"parameters": parameters, "autograd": autograd}
     parts, room = needed(d_in, d_sae, batch_size, **more), free(device)
     total = neighbours * sum(parts.values())
     if room is None or total <= room:

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, distributed
 
 from saelearn.errors import Refusal
-from saelearn.sae import SAE, Loss
-from saelearn.train.fast.kernels import Kernel
+from saelearn.sae import SAE, Loss, Now, Objective
+from saelearn.train.autograd import Engine, Seen
 from saelearn.train.stopping import Stop
 
 TIMEOUT = 120.0  # seconds without an answer after which a process gives the others up
@@ -98,14 +98,18 @@ def _rows(n: int) -> slice:
     return slice(n * rank() // size(), n * (rank() + 1) // size())
 
 
-def whole(x_BD: Tensor, n: int) -> Tensor:
-    """A batch of `n` rows from every process's share of it."""
+def gather(t_N: Tensor) -> Tensor:
+    """What all processes hold, one after the other along the first axis, however much each has."""
     if size() == 1:
-        return x_BD
-    all_BD = x_BD.new_zeros(n, x_BD.shape[1])
-    all_BD[_rows(n)] = x_BD  # the others add their rows to zeros: exact
-    _exchange(distributed.all_reduce, all_BD)
-    return all_BD
+        return t_N
+    n_P = torch.zeros(size(), dtype=torch.int64, device=t_N.device)
+    n_P[rank()] = len(t_N)
+    _exchange(distributed.all_reduce, n_P)
+    end = int(n_P[: rank() + 1].sum())
+    all_N = t_N.new_zeros(int(n_P.sum()), *t_N.shape[1:])
+    all_N[end - len(t_N) : end] = t_N  # the others add theirs to zeros: exact
+    _exchange(distributed.all_reduce, all_N)
+    return all_N
 
 
 def same(tensors: Iterable[Tensor]) -> None:
@@ -135,30 +139,27 @@ def agree(value: Any, what: str, device: str = "cpu") -> None:
 
 
 class Shared:
-    """A kernel whose loss, gradients and counts are those of the whole batch.
+    """An engine whose loss, gradients and counts are those of the whole batch.
 
-    With one process it is the kernel itself; with several, `stop` is obeyed by all at one step.
+    With one process it is the engine itself; with several, `stop` is obeyed by all at one step.
     """
 
-    def __init__(self, kernel: Kernel, stop: Stop):
-        self._kernel, self._stop = kernel, stop
+    def __init__(self, engine: Engine, stop: Stop):
+        self._engine, self._stop = engine, stop
         self._calls, self.stopped = 0, False
         self._flat: Tensor | None = None
 
-    def __call__(
-        self, sae: SAE, x_BD: Tensor, *, l1_coefficient: float, decoder_norm: str
-    ) -> tuple[Loss, Tensor]:
-        """As `kernels.Kernel`."""
+    def __call__(self, sae: SAE, x_BD: Tensor, objective: Objective, now: Now) -> Seen:
+        """As any `Engine`."""
         asked = self._stop.requested  # before the work: all see the same answer after it
-        loss, count_F = self._kernel(
-            sae, x_BD, l1_coefficient=l1_coefficient, decoder_norm=decoder_norm
-        )
+        seen = self._engine(sae, x_BD, objective, now)
         if size() == 1:
-            return loss, count_F
+            return seen
         n = len(x_BD)
-        gradients = [parameter.grad for parameter in sae.parameters()]
-        means = [*gradients, torch.stack(list(loss))]  # to be weighted with the share's rows
-        sums = [count_F, torch.tensor([n, asked], device=x_BD.device)]
+        gradients = [p.grad for p in sae.parameters() if p.grad is not None]
+        losses = torch.stack([seen.loss.total, *seen.loss.terms.values()])
+        means = [*gradients, losses]  # to be weighted with the share's rows
+        sums = [seen.count_F, torch.tensor([n, asked], device=x_BD.device)]
         self._flat = _room(self._flat, sum(t.numel() for t in (*means, *sums)), x_BD)
         parts = self._flat.split([t.numel() for t in (*means, *sums)])
         for part, t in zip(parts, (*means, *sums), strict=True):
@@ -172,7 +173,10 @@ class Shared:
         self._calls += 1
         if x_BD.device.type == "cpu" or self._calls % LOOK_EVERY == 0:
             self.stopped = bool(parts[-1][1] > 0)
-        return Loss(*(parts[len(gradients)] / rows)), parts[-2].clone()
+        total, *terms = parts[len(gradients)] / rows
+        loss = Loss(total, dict(zip(seen.loss.terms, terms, strict=True)))
+        observed_P = None if seen.observed_P is None else gather(seen.observed_P)
+        return Seen(loss, parts[-2].clone(), rows.clone(), observed_P)
 
     def stop_now(self) -> bool:
         """Whether to end before the next step; the same answer in all processes."""

@@ -40,28 +40,38 @@ def resample(
     x_BD: Tensor,
     *,
     generator: torch.Generator,
+    target_BD: Tensor | None = None,
 ) -> int:
     """Give dead features a new start where the SAE is bad, and return how many there were.
 
-    Their decoder rows point to inputs drawn with probability proportional to the squared loss;
-    encoder columns get 0.2 times the mean norm of the living ones, biases 0, and Adam forgets
-    them. Decoder rows keep the mean length of the living ones (Bricken et al., 2023).
+    They read and write the direction of inputs drawn with probability proportional to the squared
+    loss; how long rows and columns are and where all else starts, the architecture decides
+    (`SAE.restart_`); and Adam forgets them. What is frozen stays (Bricken et al., 2023).
+
+    Args:
+        target_BD: what is reconstructed, if it is not the input.
     """
     dead_I = dead_F.nonzero().squeeze(1)
-    if len(dead_I) == 0:
+    target_BD = x_BD if target_BD is None else target_BD
+    loss_B = (target_BD - sae(x_BD).x_hat).square().sum(-1)
+    weight_B = loss_B.square().cpu()
+    if len(dead_I) == 0 or not weight_B.any():  # nobody is dead, or nothing is left to explain
         return 0
     alive_F = ~dead_F if not dead_F.all() else torch.ones_like(dead_F)
-    loss_B = (x_BD - sae(x_BD).x_hat).square().sum(-1)
-    weight_B = loss_B.square().cpu()
     chosen_I = torch.multinomial(weight_B, len(dead_I), replacement=True, generator=generator)
-    target_ID = x_BD[chosen_I.to(x_BD.device)] - sae.b_dec
-    target_ID = target_ID / target_ID.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    sae.W_dec[dead_I] = target_ID * sae.W_dec[alive_F].norm(dim=1).mean()
-    sae.W_enc[:, dead_I] = 0.2 * sae.W_enc[:, alive_F].norm(dim=0).mean() * target_ID.T
-    sae.b_enc[dead_I] = 0.0
-    for name, index in (("W_dec", dead_I), ("b_enc", dead_I), ("W_enc", (slice(None), dead_I))):
-        state = optimizer.state.get(getattr(sae, name), {})
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if moment in state:
-                state[moment][index] = 0.0
+    chosen_I = chosen_I.to(x_BD.device)
+    writes_ID = _unit(target_BD[chosen_I] - sae.b_dec)
+    reads_ID = _unit(x_BD[chosen_I]) if target_BD is not x_BD else writes_ID
+    frozen = {p: p.clone() for p in sae.parameters() if not p.requires_grad}
+    sae.restart_(dead_I, alive_F, reads_ID, writes_ID)
+    for parameter, before in frozen.items():
+        parameter.copy_(before)
+    for name, axis in sae.feature_axis.items():
+        for value in optimizer.state.get(getattr(sae, name), {}).values():
+            if value.ndim:  # not the count of steps
+                value.index_fill_(axis, dead_I, 0.0)
     return len(dead_I)
+
+
+def _unit(rows_ID: Tensor) -> Tensor:
+    return rows_ID / rows_ID.norm(dim=1, keepdim=True).clamp(min=1e-12)

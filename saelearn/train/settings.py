@@ -1,30 +1,161 @@
-"""The arguments of a training, and which of their values make sense."""
+"""What decides how a training comes out: checked once, and remembered by its checkpoints."""
 
 from __future__ import annotations
 
-import torch
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
-from saelearn.errors import Refusal, check_range
-from saelearn.sae import DECODER_NORMS
+import torch
+from torch import Tensor
+
+from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.sae import CENTERS, L1, SAE, Objective, Squared
+from saelearn.train.resampling import resampling_steps
+from saelearn.train.update import l1_factor, lr_factor
 
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("cpu", "cuda", "mps")
+FROZEN = {"decoder": "W_dec", "encoder": "W_enc"}
 
 
-def check_arguments(
-    l1_coefficient: float, steps: int, lr: float, decoder_norm: str, precision: str, log_every: int
-) -> None:
-    """Refuse what cannot be trained with, before any work is done."""
-    check_range(l1_coefficient, "l1_coefficient", 0.0)
-    check_range(steps, "steps", 1)
-    check_range(lr, "lr", 0.0)
-    check_range(log_every, "log_every", 1)
-    for value, name, known in (
-        (decoder_norm, "decoder_norm", DECODER_NORMS),
-        (precision, "precision", PRECISIONS),
-    ):
-        if value not in known:
-            raise Refusal(f"{name} as one of {', '.join(known)}", repr(value))
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of `train` that decide what comes out; their defaults stand here alone."""
+
+    d_sae: int
+    objective: Objective
+    steps: int
+    kind: Callable[..., SAE] = SAE
+    k: int | None = None
+    batch_size: int = 1_024
+    lr: float = 1e-3
+    bias_lr: float | None = 1.0
+    lr_warmup: float = 0.02
+    lr_decay: float = 0.2
+    l1_warmup: float = 0.05
+    center: str = "mean"
+    normalize: bool = True
+    clip_norm: float = 1.0
+    resample_at: Sequence[float] = ()
+    frozen: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    compile: bool = False
+    log_every: int = 50
+
+    def __post_init__(self):
+        for name in ("d_sae", "steps", "batch_size", "log_every"):
+            object.__setattr__(self, name, check_whole(getattr(self, name), name, 1))
+        check_whole(self.seed, "seed", 0, 2**63 - 1)
+        if self.k is not None:
+            check_whole(self.k, "k", 1, self.d_sae)
+        check_range(self.lr, "lr", 0.0)
+        if self.bias_lr is not None:
+            check_range(self.bias_lr, "bias_lr", 0.0)
+        for name in ("lr_warmup", "lr_decay", "l1_warmup"):
+            check_range(getattr(self, name), name, 0.0, 1.0)
+        if not (isinstance(self.clip_norm, float | int) and self.clip_norm > 0):
+            raise Refusal("clip_norm above 0 (math.inf clips nothing)", repr(self.clip_norm))
+        for share in self.resample_at:
+            if not 0 < check_range(share, "each of resample_at", 0.0, 1.0) < 1:
+                raise Refusal("shares of the steps between 0 and 1 in resample_at", repr(share))
+        for name, known in (("center", CENTERS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise Refusal(f"{name} as one of {', '.join(known)}", repr(getattr(self, name)))
+        if self.frozen not in (None, *FROZEN):
+            raise Refusal(f"frozen as None or one of {', '.join(FROZEN)}", repr(self.frozen))
+        if not isinstance(self.objective, Objective):
+            raise Refusal("an objective, such as L1(5.0) or Squared()", repr(self.objective))
+        check_device(self.device)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Settings:
+        """Those that are among a function's arguments, its objective made if it has none."""
+        given = dict(given)
+        given["objective"] = objective_of(**{
+            name: given.get(name) for name in ("objective", "l1_coefficient", "decoder_norm", "k")
+        })  # fmt: skip
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint compares: every field, as JSON can hold it."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        named |= {"device": torch.device(self.device).type, "resample_at": list(self.resample_at)}
+        return named | self.objective.identity() | {"kind": kind_name(self.kind)}
+
+    def new_sae(self, sample_ND: Tensor, target_ND: Tensor | None = None) -> SAE:
+        """The SAE that training starts with, on its device.
+
+        Args:
+            sample_ND: activations to take the centre from, scaled as in training.
+            target_ND: what is to be reconstructed, if it is not the same.
+        """
+        sae = self.untrained(sample_ND.shape[1], None if target_ND is None else target_ND.shape[1])
+        self.objective.check(sae)
+        sae.center_(sample_ND if target_ND is None else target_ND, self.center)
+        if self.frozen:
+            getattr(sae, FROZEN[self.frozen]).requires_grad_(False)
+        return sae.to(self.device)
+
+    def untrained(self, d_in: int, d_out: int | None = None, d_sae: int | None = None) -> SAE:
+        """One of the kind, on the CPU, not yet centred; with `d_sae` features if given."""
+        given = {"seed": self.seed}
+        given["decoder_init_norm"] = 1.0 if self.objective.decoder_norm == "unit_norm" else 0.1
+        given |= {"k": self.k} if self.k is not None else {}
+        given |= {"d_out": d_out} if d_out is not None else {}
+        try:
+            return self.kind(d_in, d_sae or self.d_sae, **given)
+        except TypeError as error:
+            name = kind_name(self.kind)
+            raise Refusal(f"a kind that takes {', '.join(given)}", f"{name}: {error}") from error
+
+    def lr_at(self, i: int) -> float:
+        """The learning rate of step `i`."""
+        return self.lr * lr_factor(i, self.steps, warmup=self.lr_warmup, decay=self.lr_decay)
+
+    def warmup_at(self, i: int) -> float:
+        """The share of its final strength that a penalty has in step `i`."""
+        return l1_factor(i, self.steps, warmup=self.l1_warmup)
+
+    @functools.cached_property
+    def resampling(self) -> tuple[set[int], set[int]]:
+        """After which steps dead features start anew, and from which on it counts who is silent."""
+        return resampling_steps(self.resample_at, self.steps)
+
+
+def objective_of(
+    objective: Objective | None,
+    l1_coefficient: float | None,
+    decoder_norm: str | None,
+    k: int | None,
+) -> Objective:
+    """The objective that is given, or `L1` of a coefficient, or `Squared` where k decides."""
+    if objective is not None:
+        if l1_coefficient is not None or decoder_norm is not None:
+            raise Refusal(
+                "an objective, or l1_coefficient and decoder_norm",
+                "both",
+                "the objective has these by itself: L1(5.0, decoder_norm=...)",
+            )
+        return objective
+    if l1_coefficient is not None:
+        return L1(l1_coefficient, decoder_norm or L1.decoder_norm)
+    if k is not None:
+        return Squared(decoder_norm=decoder_norm or Squared.decoder_norm)
+    raise Refusal(
+        "what to minimise", "no l1_coefficient, no objective and no k",
+        "l1_coefficient=5.0, or objective=JumpL0(target_l0=20), or kind=BatchTopK with k=20",
+    )  # fmt: skip
+
+
+def kind_name(kind: Callable[..., SAE]) -> str:
+    """An architecture in words, with what a partial adds to it."""
+    if isinstance(kind, functools.partial):
+        return f"{kind_name(kind.func)} {kind.args} {kind.keywords}"
+    return getattr(kind, "__name__", repr(kind))
 
 
 def check_device(device: str | torch.device) -> None:

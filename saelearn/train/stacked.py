@@ -1,47 +1,78 @@
-"""Many SAEs at once: K coefficients (or seeds) share the data and the step. Lesson 05.
+"""Many SAEs at once: K coefficients, objectives, k or seeds share the data. Lesson 05.
 
-Side by side they are one wide SAE (`kernels`), so K small trainings cost little more than one.
+Those that the L1 kernel trains lie side by side as one wide SAE (`fast.kernels`), so K small
+trainings cost little more than one; others take turns on each batch.
 Shapes: K SAEs, B batch, D activation width, F features.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from saelearn.errors import Refusal
-from saelearn.sae import SAE, Loss
+from saelearn.sae import SAE, Loss, Objective
 from saelearn.train import memory
-from saelearn.train.batches import Feed, batches, mean_norm_scale
-from saelearn.train.fast.kernels import Kernel, Stack
+from saelearn.train.autograd import Seen
+from saelearn.train.batches import Feed, batches
+from saelearn.train.engines import engine_for
+from saelearn.train.fast.kernels import Kernel, SparseL1, Stack
 from saelearn.train.fast.tuning import measured_plan
-from saelearn.train.resampling import resample, resampling_steps
-from saelearn.train.settings import check_arguments, check_device
+from saelearn.train.resampling import resample
+from saelearn.train.rows import Rows
+from saelearn.train.settings import Settings
 from saelearn.train.state import State, Trained
 from saelearn.train.stopping import Stop
-from saelearn.train.update import Adam, constrain_, l1_factor, lr_factor, unit_rows_
+from saelearn.train.update import Adam, clip_, keep_length_, step, unit_rows_
 
-Callback = Callable[[float, int, Trained], None]
+Callback = Callable[[Any, int, Trained], None]
+
+
+class Run(NamedTuple):
+    """One of a sweep's trainings: what is varied, the seed, and all settings."""
+
+    value: Any
+    seed: int
+    settings: Settings
 
 
 def sweep(
     data: Tensor | Callable[[], Iterable[Tensor]],
     d_sae: int,
-    l1_coefficients: Sequence[float],
+    l1_coefficients: Sequence[float] = (),
     *,
     steps: int,
+    objectives: Sequence[Objective] = (),
+    ks: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
-    batch_size: int = 1_024,
+    kind: Callable[..., SAE] = Settings.kind,
+    k: int | None = Settings.k,
+    objective: Objective | None = None,
+    target: Tensor | None = None,
+    batch_size: int = Settings.batch_size,
+    lr: float = Settings.lr,
+    bias_lr: float | None = Settings.bias_lr,
+    lr_warmup: float = Settings.lr_warmup,
+    lr_decay: float = Settings.lr_decay,
+    l1_warmup: float = Settings.l1_warmup,
+    decoder_norm: str | None = None,
+    center: str = Settings.center,
+    normalize: bool = Settings.normalize,
+    clip_norm: float = Settings.clip_norm,
+    resample_at: Sequence[float] = Settings.resample_at,
+    frozen: str | None = Settings.frozen,
+    device: str = Settings.device,
+    precision: str = Settings.precision,
+    log_every: int = Settings.log_every,
     progress: bool = True,
     callback: Callback | None = None,
-    **arguments,
 ) -> list[Trained]:
-    """Train one SAE for each coefficient and seed; each equals `train` called by itself.
+    """Train one SAE for each value and seed; each equals `train` called by itself.
 
     All that see the same batches are trained at once: those of one seed, which shuffles the data,
     or all, if a stream gives the batches.
@@ -49,169 +80,205 @@ def sweep(
     Args:
         data: activations `x_ND`, or a function that starts the stream of batches anew.
         d_sae: number of features F of each.
-        l1_coefficients: the values of lambda.
+        l1_coefficients, objectives, ks: the values that are varied, of one of the three.
         steps: optimizer steps.
         seeds: trained for each of them.
-        batch_size: B, if `data` is one tensor.
+        kind, k, objective, target, batch_size, lr, bias_lr, lr_warmup, lr_decay, l1_warmup,
+            decoder_norm, center, normalize, clip_norm, resample_at, frozen, device, precision,
+            log_every: the same for all, and the same as in `train`. There are no checkpoints.
         progress: one bar over the whole sweep.
-        callback: called with (coefficient, seed, what was trained so far) for each SAE whenever
-            there is a record, every `log_every` steps.
-        arguments: as for `train`; without checkpoints.
+        callback: called with (value, seed, what was trained so far) for each SAE whenever there is
+            a record, every `log_every` steps.
 
     Returns:
-        the results, coefficients outermost. Ctrl-C ends the sweep: what was under way has done
-        fewer steps, what had not begun is missing.
+        the results, values outermost. Ctrl-C ends the sweep: what was under way has done fewer
+        steps, what had not begun is missing.
 
     Raises:
         Refusal: as for `train`.
     """
-    pairs = list(itertools.product(l1_coefficients, seeds))
-    if not pairs:
-        raise Refusal("at least one coefficient and one seed", "none")
-    together = [pairs] if callable(data) else [[p for p in pairs if p[1] == s] for s in seeds]
-    done: dict[tuple[float, int], Trained] = {}
+    given = locals() | {"compile": False}
+    varied = {"l1_coefficient": l1_coefficients, "objective": objectives, "k": ks}
+    chosen = [(name, values) for name, values in varied.items() if len(values)]
+    if len(chosen) != 1 or not len(seeds):
+        got = ", ".join(f"{len(values)} of {name}" for name, values in varied.items())
+        raise Refusal(
+            "at least one coefficient, or objective, or k, of one of the three; and one seed",
+            f"{got}; {len(seeds)} seeds",
+        )
+    ((name, values),) = chosen
+    runs = [
+        Run(value, seed, Settings.of(given | {name: value, "seed": seed}))
+        for value in values
+        for seed in seeds
+    ]
+    together = [runs] if callable(data) else [[r for r in runs if r.seed == s] for s in seeds]
+    done: dict[int, Trained] = {}
     with Stop() as stop, tqdm(
-        total=steps * len(together), desc=f"{len(pairs)} SAEs", unit="step", mininterval=0.5,
+        total=steps * len(together), desc=f"{len(runs)} SAEs", unit="step", mininterval=0.5,
         disable=not progress,
     ) as bar:  # fmt: skip
         for group in together:
             source = data() if callable(data) else data
-            states = _train(
-                source, d_sae, group, steps=steps, batch_size=batch_size, stop=stop, bar=bar,
-                callback=callback, **arguments,
-            )  # fmt: skip
-            done |= {pair: _so_far(state) for pair, state in zip(group, states, strict=True)}
+            states = _train(source, group, target=target, stop=stop, bar=bar, callback=callback)
+            done |= {id(run): state.so_far() for run, state in zip(group, states, strict=True)}
             if states[0].step < steps:
                 break
-    return [done[pair] for pair in pairs if pair in done]
+    return [done[id(run)] for run in runs if id(run) in done]
 
 
 def _train(
     data: Tensor | Iterable[Tensor],
-    d_sae: int,
-    pairs: Sequence[tuple[float, int]],
+    runs: Sequence[Run],
     *,
-    steps: int,
-    batch_size: int,
+    target: Tensor | None,
     stop: Stop,
     bar: tqdm,
     callback: Callback | None,
-    lr: float = 1e-3,
-    lr_warmup: float = 0.02,
-    lr_decay: float = 0.2,
-    l1_warmup: float = 0.05,
-    decoder_norm: str = "weighted",
-    center: str = "mean",
-    normalize: bool = True,
-    clip_norm: float = 1.0,
-    resample_at: Sequence[float] = (),
-    device: str = "cpu",
-    precision: str = "fp32",
-    log_every: int = 50,
 ) -> list[State]:
-    """`train.train` for all pairs of coefficient and seed on the same batches."""
-    for coefficient, _ in pairs:
-        check_arguments(coefficient, steps, lr, decoder_norm, precision, log_every)
-    check_device(device)
-    source = batches(data, batch_size, seed=pairs[0][1])
-    feed, sample_ND = Feed(source, device), source.sample_ND.float()
-    d_in = sample_ND.shape[1]
-    room = memory.check(d_in, len(pairs) * d_sae, source.size, device=device, precision=precision)
-    bar.set_description(memory.title(f"{len(pairs)} SAEs at once", room))
-    scale = mean_norm_scale(sample_ND) if normalize else 1.0
-    length = 1.0 if decoder_norm == "unit_norm" else 0.1
-    start = {"center": center, "decoder_init_norm": length}
-    states = [
-        State(
-            SAE.from_data(sample_ND * scale, d_sae, seed=seed, **start).to(device),
-            lr=lr, seed=seed, scale=scale, memory=room,
-        )
-        for _, seed in pairs
-    ]  # fmt: skip
-    plan = measured_plan(d_in, d_sae, source.size, device=device)  # as each by itself
-    several = _Several(states, Kernel(plan, precision=precision), decoder_norm, clip_norm)
-    resample_steps, watch_steps = resampling_steps(resample_at, steps)
+    """`train.train` for all runs on the same batches."""
+    first = runs[0].settings
+    tokens = first.objective.reads_tokens
+    source = batches(data, first.batch_size, seed=first.seed, target=target, tokens=tokens)
+    feed, common = Feed(source, first.device), Rows(first, source)
+    rows = [common.with_(run.settings) for run in runs]
+    kind = memory.of_kind(common.small_sae(), first)
+    room = memory.check(common.d_in, len(runs) * first.d_sae, common.batch_size, **kind)
+    bar.set_description(memory.title(f"{len(runs)} SAEs at once", room))
+    states = [each.new_state(room) for each in rows]
+    several = (_SideBySide if _alike(states, runs) else _InTurn)(states, rows)
+    resample_steps, watch_steps = first.resampling
     with contextlib.suppress(KeyboardInterrupt):
-        for i in range(steps):
+        for i in range(1, first.steps + 1):
             if stop.requested:
                 break
-            x_BD = next(feed) if scale == 1 else next(feed) * scale
-            rise = l1_factor(i, steps, warmup=l1_warmup)
-            loss, count_KF = several.step(
-                x_BD,
-                lr=lr * lr_factor(i, steps, warmup=lr_warmup, decay=lr_decay),
-                l1_coefficients=[coefficient * rise for coefficient, _ in pairs],
-            )
-            if i + 1 in watch_steps:
-                several.alive_KF.zero_()
-            for k, (state, pair) in enumerate(zip(states, pairs, strict=True)):
-                if state.step % log_every == 0 or state.step == steps:
-                    state.record(Loss(*(term[k] for term in loss)), count_KF[k], feed.rows)
+            x_KBD, seen_K = several.step(next(feed))
+            for run, state, (x_BD, target_BD), seen in zip(
+                runs, states, x_KBD, seen_K, strict=True
+            ):
+                if i in watch_steps:
+                    state.watched_from = i
+                if i % first.log_every == 0 or i == first.steps:
+                    state.record(seen)
                     if callback:
-                        callback(*pair, _so_far(state))
-                if state.step in resample_steps:
-                    several.resample(k, x_BD)
+                        callback(run.value, run.seed, state.so_far())
+                if i in resample_steps:
+                    several.lend_moments(state)
+                    dead_F = state.dead(i - state.watched_from)
+                    resample(state.sae, state.optimizer, dead_F, x_BD, target_BD=target_BD,
+                             generator=state.generator)  # fmt: skip
             bar.update()
     return states
 
 
-class _Several:
-    """SAEs in training side by side: their parameters in four tensors, a state for each."""
+def _alike(states: Sequence[State], runs: Sequence[Run]) -> bool:
+    """Whether all can lie side by side in the L1 kernel."""
+    kind = torch.device(runs[0].settings.device).type
+    how = {"device": kind, "precision": runs[0].settings.precision}
+    return (
+        all(
+            SparseL1.fits(state.sae, run.settings.objective, **how)
+            for state, run in zip(states, runs, strict=True)
+        )
+        and len({run.settings.objective.decoder_norm for run in runs}) == 1
+        and runs[0].settings.frozen is None
+    )
 
-    def __init__(
-        self, states: Sequence[State], kernel: Kernel, decoder_norm: str, clip_norm: float
-    ):
-        self.states, self.kernel = states, kernel
-        self.constraints = {"decoder_norm": decoder_norm, "clip_norm": clip_norm}
+
+class _InTurn:
+    """SAEs that take turns on each batch."""
+
+    def __init__(self, states: Sequence[State], rows: Sequence[Rows]):
+        self._states, self._rows, settings = states, rows, rows[0].settings
+        shape = states[0].sae.d_in, states[0].sae.d_sae, rows[0].batch_size
+        how = {"device": settings.device, "precision": settings.precision}
+        how["plan"] = measured_plan(*shape, device=settings.device)  # as each by itself
+        engines: dict[type, Any] = {}
+        self._engines = [
+            engines.setdefault(
+                type(each.settings.objective),
+                engine_for(state.sae, each.settings.objective, **how),
+            )
+            for state, each in zip(states, rows, strict=True)
+        ]
+
+    def step(self, batch_BX: Tensor) -> tuple[list[tuple[Tensor, Tensor | None]], list[Seen]]:
+        """For each the rows and target of its step, and what was seen in it."""
+        inputs, found = [], []
+        for state, rows, engine in zip(self._states, self._rows, self._engines, strict=True):
+            x_BD, now = rows.prepare(batch_BX, state)
+            settings = rows.settings
+            state.optimizer.lr = settings.lr_at(state.step)
+            seen = step(
+                state.sae, x_BD, state.optimizer, settings.objective, now=now,
+                clip_norm=settings.clip_norm, engine=engine,
+            )  # fmt: skip
+            state.saw(seen.count_F)
+            inputs.append((x_BD, now.target_BD))
+            found.append(seen)
+        return inputs, found
+
+    def lend_moments(self, state: State) -> None:
+        """Nothing to do: each has its own."""
+
+
+class _SideBySide:
+    """SAEs of one shape as one: their parameters in four tensors, a state for each."""
+
+    def __init__(self, states: Sequence[State], rows: Sequence[Rows]):
+        self._states, self._rows, self._settings = states, rows[0], rows[0].settings
+        settings, sae = self._settings, states[0].sae
+        plan = measured_plan(sae.d_in, sae.d_sae, rows[0].batch_size, device=settings.device)
+        self._kernel = Kernel(plan, precision=settings.precision)
+        self._coefficients = [each.settings.objective.coefficient for each in rows]
         stacks = [Stack.of(state.sae) for state in states]
-        self.stack = Stack(*(nn.Parameter(torch.cat(each)) for each in zip(*stacks, strict=True)))
-        self.adam = Adam(self.stack, lr=0.0)
-        self.fired_KF = torch.stack([state.fired_F for state in states])
-        self.alive_KF = self.fired_KF.clone()
+        self._stack = Stack(*(nn.Parameter(torch.cat(each)) for each in zip(*stacks, strict=True)))
+        factors = {self._stack.b_enc_KF: rows[0].bias_lr}
+        self._adam = Adam(self._stack, lr=0.0, factors=factors)
+        self._silent_KF = torch.stack([state.silent_F for state in states])
         for k, state in enumerate(states):  # what they hold are views from now on
-            sae, (W_enc_FD, b_enc_F, W_dec_FD, b_dec_D) = state.sae, (p.data[k] for p in self.stack)
+            sae, (W_enc_FD, b_enc_F, W_dec_FD, b_dec_D) = (
+                state.sae,
+                (p.data[k] for p in self._stack),
+            )
             sae.W_enc.data, sae.b_enc.data = W_enc_FD.T, b_enc_F
             sae.W_dec.data, sae.b_dec.data = W_dec_FD, b_dec_D
-            state.fired_F, state.alive_F = self.fired_KF[k], self.alive_KF[k]
+            state.silent_F = self._silent_KF[k]
 
-    def step(
-        self, x_BD: Tensor, *, lr: float, l1_coefficients: Sequence[float]
-    ) -> tuple[Loss, Tensor]:
-        """`step.step` for all: losses `[K]` and `count_KF`."""
-        decoder_norm = self.constraints["decoder_norm"]
-        loss, count_KF, gradient = self.kernel.stacked(
-            self.stack, x_BD, l1_K=torch.tensor(l1_coefficients, device=x_BD.device),
+    def step(self, batch_BX: Tensor) -> tuple[list[tuple[Tensor, Tensor | None]], list[Seen]]:
+        """As `_InTurn.step`, and as `update.step` for all at once."""
+        settings, i = self._settings, self._states[0].step
+        x_BD, now = self._rows.prepare(batch_BX, self._states[0])
+        decoder_norm = settings.objective.decoder_norm
+        l1_K = [float(each * now.warmup) for each in self._coefficients]
+        sums, count_KF, gradient = self._kernel.stacked(
+            self._stack, x_BD, l1_K=torch.tensor(l1_K, device=x_BD.device),
             decoder_norm=decoder_norm, centred=True,
         )  # fmt: skip
-        constrain_(self.stack, gradient, **self.constraints)
-        for parameter, slope in zip(self.stack, gradient, strict=True):
-            parameter.grad = slope
-        self.adam.lr = lr
-        self.adam.step()
         if decoder_norm == "unit_norm":
-            unit_rows_(self.stack)
-        self.fired_KF |= count_KF > 0
-        self.alive_KF |= count_KF > 0
-        for state in self.states:
+            keep_length_(self._stack.W_dec_KFD.detach(), gradient.W_dec_KFD)
+        clip_(gradient, settings.clip_norm)
+        for parameter, slope in zip(self._stack, gradient, strict=True):
+            parameter.grad = slope
+        self._adam.lr = settings.lr_at(i)
+        self._adam.step()
+        if decoder_norm == "unit_norm":
+            unit_rows_(self._stack.W_dec_KFD)
+        self._silent_KF.add_(1).mul_(count_KF == 0)
+        found = []
+        for k, state in enumerate(self._states):
             state.step += 1
-            state.optimizer.lr = lr  # for the record
-        return loss, count_KF
+            state.optimizer.lr = self._adam.lr  # for the record
+            total, *terms = (term[k] for term in sums)
+            loss = Loss(total, dict(zip(("reconstruction", "sparsity"), terms, strict=True)))
+            found.append(Seen(loss, count_KF[k], len(x_BD), None))
+        return [(x_BD, None)] * len(found), found
 
-    def resample(self, k: int, x_BD: Tensor) -> None:
-        """`resampling.resample` for one; its own optimizer holds views of the shared moments."""
-        state = self.states[k]
-        sae, moments = state.sae, state.optimizer.state
+    def lend_moments(self, state: State) -> None:
+        """Let one SAE's own optimizer hold views of its part of the shared moments."""
+        sae, k = state.sae, next(k for k, s in enumerate(self._states) if s is state)
         own = (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
-        for parameter, shared in zip(own, self.stack, strict=True):
+        for parameter, shared in zip(own, self._stack, strict=True):
             for name in ("exp_avg", "exp_avg_sq"):
-                view = self.adam.state[shared][name][k]
-                moments[parameter][name] = view.T if parameter is sae.W_enc else view
-        resample(sae, state.optimizer, ~state.alive_F, x_BD, generator=state.generator)
-
-
-def _so_far(state: State) -> Trained:
-    """What one SAE's training has given, in memory of its own, for raw activations."""
-    sae = SAE(state.sae.d_in, state.sae.d_sae)
-    sae.load_state_dict(state.sae.state_dict())
-    sae.fold_scale_(state.scale)
-    return Trained(sae, list(state.history), state.scale, state.step, state.memory)
+                view = self._adam.state[shared][name][k]
+                state.optimizer.state[parameter][name] = view.T if parameter is sae.W_enc else view

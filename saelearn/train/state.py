@@ -5,6 +5,7 @@ Shapes: F features.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from saelearn.errors import Refusal
-from saelearn.sae import SAE, Loss
+from saelearn.sae import SAE
+from saelearn.train.autograd import Seen
 from saelearn.train.resampling import generator_for
 from saelearn.train.update import Adam
 
@@ -26,7 +28,7 @@ class Trained:
 
     Attributes:
         sae: the SAE, on the CPU, for raw activations (the scale is folded in).
-        history: one record every `log_every` steps: step, loss, reconstruction, sparsity, l0,
+        history: one record every `log_every` steps: step, loss, the objective's terms by name, l0,
             dead (share of features silent since the last record), decoder_norm (mean), lr.
             Losses are in training units (after scaling).
         scale: what the activations were multiplied by.
@@ -47,45 +49,58 @@ class Trained:
 
 
 class State:
-    """Weights, Adam's moments, the masks of living features, a generator, history and step.
+    """An SAE in training, Adam's moments, who is silent, a generator, history and step.
 
     Attributes:
-        fired_F: which features were active since the last record.
-        alive_F: which were active since the last moment from which resampling counts.
+        scale, target_scale: what activations, and what is to be reconstructed, are multiplied by.
+        silent_F: for how many steps each feature has not been active.
+        watched_from: the step from which it counts for the next resampling who is silent.
         step: steps done.
         whole: False while a step is under way; only a whole state may be saved.
     """
 
     def __init__(
-        self, sae: SAE, *, lr: float, seed: int, scale: float, memory: dict[str, int] | None = None
+        self,
+        sae: SAE,
+        *,
+        lr: float,
+        seed: int,
+        bias_lr: float = 1.0,
+        scale: float = 1.0,
+        target_scale: float | None = None,
+        memory: dict[str, int] | None = None,
     ):
         self.sae, self.scale, self.memory = sae, scale, memory or {}
-        self.optimizer = Adam(sae.parameters(), lr=lr)
+        self.target_scale = scale if target_scale is None else target_scale
+        factors = {getattr(sae, name): bias_lr for name in sae.offsets}
+        self.optimizer = Adam(sae.parameters(), lr=lr, factors=factors)
         self.generator = generator_for(seed, "resampling")
-        self.fired_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.W_dec.device)
-        self.alive_F = self.fired_F.clone()
+        self.silent_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         self.history: list[Record] = []
-        self.step, self.whole = 0, True
+        self.step, self.watched_from, self.whole = 0, 0, True
 
     def saw(self, count_F: Tensor) -> None:
         """Count a step, and note which features were active in its batch."""
         self.step += 1
-        self.fired_F |= count_F > 0
-        self.alive_F |= count_F > 0
+        self.silent_F.add_(1).mul_(count_F == 0)
 
-    def record(self, loss: Loss, count_F: Tensor, rows: int) -> Record:
-        """Add what the last step of `rows` samples was like to the history.
+    def dead(self, steps: int) -> Tensor:
+        """`dead_F`: which features have been silent for at least so many steps."""
+        return self.silent_F >= steps
+
+    def record(self, seen: Seen) -> Record:
+        """Add what the last step was like to the history.
 
         Raises:
             Refusal: the loss is not finite.
         """
+        since = self.step - (int(self.history[-1]["step"]) if self.history else 0)
         record = {
             "step": self.step,
-            "loss": loss.total.item(),
-            "reconstruction": loss.reconstruction.item(),
-            "sparsity": loss.sparsity.item(),
-            "l0": count_F.sum().item() / rows,
-            "dead": 1 - self.fired_F.float().mean().item(),
+            "loss": seen.loss.total.item(),
+            **{name: term.item() for name, term in seen.loss.terms.items()},
+            "l0": seen.count_F.sum().item() / int(seen.rows),
+            "dead": self.dead(since).float().mean().item(),
             "decoder_norm": self.sae.W_dec.detach().norm(dim=1).mean().item(),
             "lr": self.optimizer.lr,
         }
@@ -96,43 +111,50 @@ class State:
                 "lower lr, or raise lr_warmup",
             )
         self.history.append(record)
-        self.fired_F.zero_()
         return record
 
     def tensors(self) -> dict[str, Tensor]:
         """What a file has to hold, by name; the numbers are in `numbers`."""
-        named = dict(self.sae.named_parameters())
         moments = {
             f"adam.{name}.{key}": value
-            for name, parameter in named.items()
+            for name, parameter in self.sae.named_parameters()
             for key, value in self.optimizer.state[parameter].items()
         }
-        weights = {f"sae.{name}": parameter.detach() for name, parameter in named.items()}
-        masks = {"fired_F": self.fired_F, "alive_F": self.alive_F}
-        return weights | moments | masks | {"generator": self.generator.get_state()}
+        weights = {f"sae.{name}": t.detach() for name, t in self.sae.state_dict().items()}
+        silence = {"silent_F": self.silent_F, "generator": self.generator.get_state()}
+        return weights | moments | silence
 
     def numbers(self) -> dict:
         """The rest, as JSON can hold it."""
-        return {"step": self.step, "scale": self.scale, "history": self.history}
+        names = ("step", "watched_from", "scale", "target_scale", "history")
+        return {name: getattr(self, name) for name in names}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
         """Become the state that `tensors` and `numbers` were taken from, layout included."""
+        for name, t in self.sae.state_dict().items():
+            t.copy_(tensors[f"sae.{name}"])
         for name, parameter in self.sae.named_parameters():
-            parameter.copy_(tensors[f"sae.{name}"])
             prefix, state = f"adam.{name}.", self.optimizer.state[parameter]
             for key in (k for k in tensors if k.startswith(prefix)):
                 value = tensors[key].to(parameter.device, copy=True)
                 if value.ndim:  # strides as the parameter's: the fused update relies on it
                     value = torch.empty_like(parameter).copy_(value)
                 state[key.removeprefix(prefix)] = value
-        self.fired_F.copy_(tensors["fired_F"])
-        self.alive_F.copy_(tensors["alive_F"])
+        self.silent_F.copy_(tensors["silent_F"])
         self.generator.set_state(tensors["generator"])
-        self.step, self.scale = numbers["step"], numbers["scale"]
+        for name in ("step", "watched_from", "scale", "target_scale"):
+            setattr(self, name, numbers[name])
         self.history = list(numbers["history"])
 
     def result(self) -> Trained:
         """The SAE for raw activations, on the CPU, and how it came about; ends the training."""
-        sae = self.sae.cpu().fold_scale_(self.scale)
-        return Trained(sae, self.history, self.scale, self.step, self.memory)
+        sae = self.sae.cpu().fold_scale_(self.scale, self.target_scale)
+        return Trained(sae.requires_grad_(True), self.history, self.scale, self.step, self.memory)
+
+    def so_far(self) -> Trained:
+        """The same in memory of its own, while training goes on."""
+        sae = copy.deepcopy(self.sae).cpu().fold_scale_(self.scale, self.target_scale)
+        return Trained(
+            sae.requires_grad_(True), list(self.history), self.scale, self.step, self.memory
+        )

@@ -1,55 +1,60 @@
-"""One training step: loss and gradients, then the update; and what changes from step to step.
-Layer 2. Lessons 05, 07.
+"""One training step: an engine's loss and gradients (`autograd`; faster ones in `fast`), then the
+update; and what changes from step to step. Lessons 05, 07.
 
-Shapes: B batch, D activation width, F features.
+Shapes: B batch, D activation width, F features, K SAEs side by side.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from saelearn.sae import SAE, Loss
-from saelearn.train.fast.kernels import Kernel, Stack
+from saelearn.sae import SAE, Now, Objective
+from saelearn.train.autograd import Autograd, Engine, Seen
 
 
 def step(
     sae: SAE,
     x_BD: Tensor,
     optimizer: Adam | torch.optim.Optimizer,
+    objective: Objective,
     *,
-    l1_coefficient: float,
-    decoder_norm: str = "weighted",
+    now: Now = Now(),  # noqa: B008 (a tuple of constants)
     clip_norm: float = 1.0,
-    kernel: Kernel | None = None,
-) -> tuple[Loss, Tensor]:
+    engine: Engine | None = None,
+) -> Seen:
     """One step: forward, backward, update. A GPU is never waited for.
 
     Args:
         sae: the SAE, changed in place.
         x_BD: a batch on the SAE's device.
         optimizer: of the SAE's parameters.
-        l1_coefficient: lambda of `sae.l1_loss`.
-        decoder_norm: "weighted", "unit_norm" or "free".
+        objective: what is minimised.
+        now: what the objective has to know of the moment.
         clip_norm: the gradient's norm is clipped at this.
-        kernel: how loss and gradients are computed; a plain one by default.
+        engine: how loss and gradients are computed; `Autograd` by default.
 
     Returns:
-        the loss before the update, and `count_F`: in how many of the batch's rows each feature
-        was active.
+        the loss before the update, and how often each feature was active.
     """
-    kernel = kernel or Kernel()
-    loss, count_F = kernel(sae, x_BD, l1_coefficient=l1_coefficient, decoder_norm=decoder_norm)
-    stack, gradient = Stack.of(sae), Stack.of(sae, gradients=True)
-    constrain_(stack, gradient, decoder_norm=decoder_norm, clip_norm=clip_norm)
+    seen = (engine or Autograd())(sae, x_BD, objective, now)
+    for parameter in sae.parameters():
+        if not parameter.requires_grad:  # frozen
+            parameter.grad = None
+    gradients = [_rows(p.grad)[None] for p in sae.parameters() if p.grad is not None]
+    unit_norm = objective.decoder_norm == "unit_norm" and sae.W_dec.grad is not None
+    if unit_norm:
+        keep_length_(sae.W_dec.detach(), sae.W_dec.grad)
+    clip_(gradients, clip_norm)
     optimizer.step()
-    if decoder_norm == "unit_norm":
-        unit_rows_(stack)
-    return loss, count_F
+    if unit_norm:
+        unit_rows_(sae.W_dec)
+    sae.after_step_(seen.observed_P)
+    return seen
 
 
 class Adam:
@@ -62,13 +67,20 @@ class Adam:
     Args:
         parameters: what it moves.
         lr: the learning rate, which may change between steps.
+        factors: how many times that some of them are moved by; 1 if not named.
 
     Attributes:
         state: for each parameter that was moved: "step", "exp_avg", "exp_avg_sq".
     """
 
-    def __init__(self, parameters: Iterable[Tensor], *, lr: float):
-        self.parameters, self.lr = list(parameters), lr
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        *,
+        lr: float,
+        factors: Mapping[Tensor, float] | None = None,
+    ):
+        self.parameters, self.lr, self._factors = list(parameters), lr, dict(factors or {})
         self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
     @torch.no_grad()
@@ -80,13 +92,15 @@ class Adam:
                 zero = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 moments = {n: torch.zeros_like(parameter) for n in ("exp_avg", "exp_avg_sq")}
                 self.state[parameter] = {"step": zero, **moments}
-        states = [self.state[p] for p in moved]
-        adam(
-            [_rows(p) for p in moved], [_rows(p.grad) for p in moved],
-            *([_rows(state[n]) for state in states] for n in ("exp_avg", "exp_avg_sq")),
-            [], [state["step"] for state in states], lr=self.lr, beta1=0.9, beta2=0.999,
-            eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False, fused=True,
-        )  # fmt: skip
+        for factor in dict.fromkeys(self._factors.get(p, 1.0) for p in moved):
+            group = [p for p in moved if self._factors.get(p, 1.0) == factor]
+            states = [self.state[p] for p in group]
+            adam(
+                [_rows(p) for p in group], [_rows(p.grad) for p in group],
+                *([_rows(state[n]) for state in states] for n in ("exp_avg", "exp_avg_sq")),
+                [], [state["step"] for state in states], lr=self.lr * factor, beta1=0.9,
+                beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False, fused=True,
+            )  # fmt: skip
 
 
 def _rows(matrix: Tensor) -> Tensor:
@@ -94,24 +108,32 @@ def _rows(matrix: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def constrain_(sae: Stack, gradient: Stack, *, decoder_norm: str, clip_norm: float) -> None:
-    """Clip each SAE's gradient, without what would only stretch decoder rows of length 1."""
-    if decoder_norm == "unit_norm":
-        along_KF1 = (gradient.W_dec_KFD * sae.W_dec_KFD).sum(2, keepdim=True)
-        gradient.W_dec_KFD.addcmul_(sae.W_dec_KFD, along_KF1, value=-1)
-    lengths = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradient]
+def keep_length_(W_dec_FD: Tensor, gradient_FD: Tensor) -> None:
+    """Take out of a gradient what would only stretch decoder rows of length 1."""
+    along_F1 = (gradient_FD * W_dec_FD).sum(-1, keepdim=True)
+    gradient_FD.addcmul_(W_dec_FD, along_F1, value=-1)
+
+
+@torch.no_grad()
+def clip_(gradients: Sequence[Tensor], clip_norm: float) -> None:
+    """Shorten each SAE's gradient, all its parameters taken together, to `clip_norm`.
+
+    Args:
+        gradients: for each parameter those of K SAEs, `[K, ...]`.
+    """
+    lengths = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]
     length_K = torch.linalg.vector_norm(torch.stack(lengths), dim=0)
     factor_K = (clip_norm / (length_K + 1e-6)).clamp(max=1.0)
     if factor_K.device.type == "cpu" and factor_K.min() == 1:  # a GPU would have to be waited for
         return
-    for slope in gradient:
+    for slope in gradients:
         slope.mul_(factor_K.view(-1, *[1] * (slope.ndim - 1)))
 
 
 @torch.no_grad()
-def unit_rows_(sae: Stack) -> None:
+def unit_rows_(W_dec_FD: Tensor) -> None:
     """Bring decoder rows back to length 1."""
-    sae.W_dec_KFD.div_(sae.W_dec_KFD.norm(dim=2, keepdim=True))
+    W_dec_FD.div_(W_dec_FD.norm(dim=-1, keepdim=True))
 
 
 def lr_factor(i: int, steps: int, *, warmup: float, decay: float) -> float:
@@ -122,5 +144,5 @@ def lr_factor(i: int, steps: int, *, warmup: float, decay: float) -> float:
 
 
 def l1_factor(i: int, steps: int, *, warmup: float) -> float:
-    """Lambda at step `i` as a share of its final value: rises linearly, then stays."""
+    """A penalty at step `i` as a share of its final value: rises linearly, then stays."""
     return min(1.0, (i + 1) / max(1, warmup * steps))

@@ -1,4 +1,4 @@
-"""Make the small files by which tests/test_sae.py compares this library with SAELens.
+"""Make the small files by which the tests compare this library with SAELens.
 
 SAELens needs an environment of its own (torch 2.13.0, sae-lens 6.54.12); saelearn needs its own,
 too. From the root of the repository:
@@ -6,65 +6,91 @@ too. From the root of the repository:
     python tests/data/make_saelens_fixture.py here     # where saelearn is installed
     python tests/data/make_saelens_fixture.py there    # where sae-lens is installed
 
-`here` saves two SAEs with this library. `there` makes two with SAELens, and writes beside all
-four, as example.safetensors, an input `x` and the features `f` and reconstruction `x_hat` that
-SAELens computes from it. `there` can be run again on files that anybody saved: it prints how far
-its reconstruction is from the one that is there.
+`here` saves SAEs of every architecture with this library. `there` makes some with SAELens, and
+writes beside all of them, as example.safetensors, an input `x` and the features `f` and the
+reconstruction `x_hat` that SAELens computes from it. `there` can be run again on files that anybody
+saved: it prints how far its reconstruction is from the one that is there.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 DATA = Path(__file__).resolve().parent
-FOLDERS = {  # name -> whether b_dec is subtracted from the input
-    "saved_here": True,
-    "saved_here_uncentred": False,
-    "saelens_standard": True,
-    "saelens_standard_uncentred": False,
+D_IN, D_SAE, D_OUT, K, ROWS = 8, 16, 6, 3, 12
+ABOUT = {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"}
+
+HERE: dict[str, tuple[str, dict[str, Any]]] = {  # folder -> class, its arguments
+    "saved_here": ("SAE", {}),
+    "saved_here_uncentred": ("SAE", {"apply_b_dec_to_input": False}),
+    "saved_here_topk": ("TopK", {"k": K}),
+    "saved_here_batchtopk": ("BatchTopK", {"k": K}),
+    "saved_here_jumprelu": ("JumpReLU", {}),
+    "saved_here_gated": ("Gated", {}),
+    "saved_here_transcoder": ("Transcoder", {"d_out": D_OUT}),
+    "saved_here_skip_transcoder": ("SkipTranscoder", {"d_out": D_OUT}),
 }
-D_IN, D_SAE, ROWS = 8, 16, 12
+TRANSCODER = {"d_out": D_OUT, "apply_b_dec_to_input": False}
+THERE: dict[str, tuple[str, dict[str, Any]]] = {
+    "saelens_standard": ("StandardSAE", {}),
+    "saelens_standard_uncentred": ("StandardSAE", {"apply_b_dec_to_input": False}),
+    "saelens_topk": ("TopKSAE", {"k": K}),
+    "saelens_topk_rescaled": ("TopKSAE", {"k": K, "rescale_acts_by_decoder_norm": True}),
+    "saelens_batchtopk": ("BatchTopKTrainingSAE", {"k": K}),
+    "saelens_matryoshka": (
+        "MatryoshkaBatchTopKTrainingSAE",
+        {"k": K, "matryoshka_widths": [4, 16]},
+    ),
+    "saelens_jumprelu": ("JumpReLUSAE", {}),
+    "saelens_gated": ("GatedSAE", {}),
+    "saelens_transcoder": ("Transcoder", TRANSCODER),
+    "saelens_skip_transcoder": ("SkipTranscoder", TRANSCODER),
+}
 
 
-def weights(seed: int) -> dict[str, torch.Tensor]:
-    """Random weights with every part of them different from zero."""
+def fill(sae: torch.nn.Module, seed: int) -> None:
+    """Random numbers in every part; features 0 and 1 never active, 2 and 3 nearly always."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"W_enc": (D_IN, D_SAE), "b_enc": (D_SAE,), "W_dec": (D_SAE, D_IN), "b_dec": (D_IN,)}
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    with torch.no_grad():
+        for name, value in sorted(sae.state_dict(keep_vars=True).items()):
+            value.copy_(torch.randn(value.shape, generator=generator))
+            if "threshold" in name:
+                value.abs_()
+            if name in ("b_enc", "b_gate", "b_mag"):
+                value[:2], value[2:4] = -100, 9
 
 
 def here() -> None:
     """Save with this library."""
-    from saelearn.sae import SAE
+    from saelearn import sae as room
 
-    for seed, (name, centred) in enumerate(FOLDERS.items()):
-        if name.startswith("saved_here"):
-            metadata = {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"}
-            sae = SAE(D_IN, D_SAE, apply_b_dec_to_input=centred, metadata=metadata)
-            sae.load_state_dict(weights(seed))
-            (DATA / name / "example.safetensors").unlink(missing_ok=True)
-            sae.save(DATA / name)
+    for seed, (name, (kind, arguments)) in enumerate(HERE.items()):
+        sae = getattr(room, kind)(D_IN, D_SAE, metadata=ABOUT, **arguments)
+        fill(sae, seed)
+        (DATA / name / "example.safetensors").unlink(missing_ok=True)
+        sae.save(DATA / name)
 
 
 def there() -> None:
     """Make with SAELens, and let it compute."""
-    from sae_lens import SAE, StandardSAE, StandardSAEConfig
+    import sae_lens
     from safetensors.torch import load_file, save_file
 
-    for seed, (name, centred) in enumerate(FOLDERS.items()):
-        if name.startswith("saelens"):
-            config = StandardSAEConfig(d_in=D_IN, d_sae=D_SAE, apply_b_dec_to_input=centred)
-            sae = StandardSAE(config)
-            sae.load_state_dict(weights(seed))
-            sae.save_model(DATA / name)
-        sae = SAE.load_from_disk(DATA / name)
+    for seed, (name, (kind, arguments)) in enumerate(THERE.items()):
+        config = getattr(sae_lens, f"{kind}Config")(d_in=D_IN, d_sae=D_SAE, **arguments)
+        sae = getattr(sae_lens, kind)(config)
+        fill(sae, 50 + seed)
+        save = sae.save_inference_model if "Training" in kind else sae.save_model
+        save(DATA / name)
+    for seed, name in enumerate([*HERE, *THERE]):
+        sae = sae_lens.SAE.load_from_disk(DATA / name)
         x = 2 * torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(100 + seed))
         with torch.no_grad():
-            f = sae.encode(x)
-            result = {"x": x, "f": f, "x_hat": sae.decode(f)}
+            result = {"x": x, "f": sae.encode(x).to_dense(), "x_hat": sae(x)}
         example = DATA / name / "example.safetensors"
         if example.exists():
             change = (load_file(example)["x_hat"] - result["x_hat"]).abs().max().item()

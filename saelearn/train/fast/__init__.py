@@ -1,7 +1,17 @@
 """What makes a training step fast; the results are those of the plain way."""
 
-from saelearn.train.fast.kernels import Kernel, Plan, Stack
+from saelearn.train.fast.kernels import Kernel, Plan, SparseL1, SparseTopK, Stack
 from saelearn.train.fast.search import ENCODERS
 from saelearn.train.fast.tuning import cache_dir, measured_plan, processor
 
-__all__ = ["ENCODERS", "Kernel", "Plan", "Stack", "cache_dir", "measured_plan", "processor"]
+__all__ = [
+    "ENCODERS",
+    "Kernel",
+    "Plan",
+    "SparseL1",
+    "SparseTopK",
+    "Stack",
+    "cache_dir",
+    "measured_plan",
+    "processor",
+]

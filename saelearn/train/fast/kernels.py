@@ -1,4 +1,4 @@
-"""The gradient of the L1 loss by hand: dense where much is active, sparse where little is.
+"""Gradients by hand: dense where much is active, at the active entries where little is.
 
 A dense step costs 10 B D F operations: two products forward, three backward. After ReLU almost
 everything is zero, and automatic differentiation multiplies all the zeros. With e = x_hat - x,
@@ -8,8 +8,10 @@ input = x - b_dec and the price p_f = l1_coefficient ||W_dec_f|| / B of a featur
     dL/dW_dec = 2/B f^T e            dL/dW_enc = input^T dL/df          dL/db_enc = sum_B dL/df
     dL/db_dec = 2/B sum_B e - W_enc dL/db_enc
 
-and everything but the search for the active entries (`encoders`) can be done at these alone. Loss
+and everything but the search for the active entries (`search`) can be done at these alone. Loss
 and gradient are the same up to rounding: tests compare them with float64 autograd. Lesson 07.
+
+A TopK SAE is the case with p = 0 and another search (`search.largest`).
 
 A sweep of K SAEs on the same data runs through the same lines; a single one is K = 1. Shapes: B
 batch, D width, F features each, G = K F in all, A active entries, R = K B rows.
@@ -19,15 +21,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saelearn.sae import SAE, Loss
-from saelearn.train.fast.active import at_once, chunks, joined, sums, table
-from saelearn.train.fast.search import ENCODERS, Find, Memory, few
+from saelearn.sae import L1, SAE, BatchTopK, Loss, Now, Objective, Squared, TopK
+from saelearn.train.autograd import Seen
+from saelearn.train.fast.active import Active, at_once, chunks, joined, sums, table
+from saelearn.train.fast.search import ENCODERS, Find, Memory, few, largest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -36,7 +40,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Plan:
     """Which way the step goes on a machine (`tuning.measured_plan`). A checkpoint holds it.
 
-    encoder: how active entries are found, of `encoders.ENCODERS`.
+    encoder: how active entries are found, of `search.ENCODERS`.
     sparse_below: share of active entries below which the sparse way is taken; 0 is always dense.
     """
 
@@ -60,6 +64,14 @@ class Stack(NamedTuple):
         return cls(W_enc_DF.T[None], *(t[None] for t in others))
 
 
+class Sums(NamedTuple):
+    """`l1_loss` and its terms, of one SAE or of K."""
+
+    total: Tensor
+    reconstruction: Tensor
+    sparsity: Tensor
+
+
 class Parts(NamedTuple):
     """What both ways compute: e, and for each feature its sum, how often it was active, and the
     gradients of encoder row, bias and decoder row (without the pull of the norm)."""
@@ -73,7 +85,7 @@ class Parts(NamedTuple):
 
 
 class Kernel:
-    """The computation of a training's steps.
+    """What the fast engines share: loss and gradients of K SAEs side by side.
 
     Args:
         plan: which way to go; None finds active entries the plain way.
@@ -88,27 +100,20 @@ class Kernel:
             warnings.simplefilter("ignore")
             torch.sparse_csr_tensor([0, 1], [0], [1.0])
 
-    @torch.no_grad()
-    def __call__(
-        self, sae: SAE, x_BD: Tensor, *, l1_coefficient: float, decoder_norm: str
-    ) -> tuple[Loss, Tensor]:
-        """`sae.l1_loss`, with its gradients written into the parameters' `.grad`.
-
-        Returns:
-            the loss, and `count_F`: in how many rows of the batch each feature was active.
-        """
-        l1_K = torch.full((1,), float(l1_coefficient), device=x_BD.device)
+    def _alone(self, sae: SAE, x_BD: Tensor, l1: float, decoder_norm: str) -> tuple[Sums, Tensor]:
+        """One SAE: what is summed up and `count_F`; gradients are written into `.grad`."""
+        l1_K = torch.full((1,), l1, device=x_BD.device)
         settings = {"decoder_norm": decoder_norm, "centred": sae.apply_b_dec_to_input}
-        loss, count_KF, gradient = self.stacked(Stack.of(sae), x_BD, l1_K=l1_K, **settings)
+        sums, count_KF, gradient = self.stacked(Stack.of(sae), x_BD, l1_K=l1_K, **settings)
         sae.W_enc.grad = _laid_out_as(sae.W_enc, gradient.W_enc_KFD[0].T)
         sae.b_enc.grad, sae.W_dec.grad, sae.b_dec.grad = (g[0] for g in gradient[1:])
-        return Loss(*(term[0] for term in loss)), count_KF[0]
+        return Sums(*(term[0] for term in sums)), count_KF[0]
 
     @torch.no_grad()
     def stacked(
         self, sae: Stack, x_BD: Tensor, *, l1_K: Tensor, decoder_norm: str, centred: bool
-    ) -> tuple[Loss, Tensor, Stack]:
-        """The same for K SAEs on the same data: losses `[K]`, `count_KF`, gradients.
+    ) -> tuple[Sums, Tensor, Stack]:
+        """`l1_loss` of K SAEs on the same data `[K]`, `count_KF`, and gradients.
 
         `centred`: the SAEs subtract `b_dec` from their input.
         """
@@ -129,7 +134,7 @@ class Kernel:
             parts.W_dec_KFD.addcmul_(sae.W_dec_KFD, pull_KF[:, :, None])
         reconstruction_K = torch.linalg.vector_norm(parts.error_KBD, dim=(1, 2)).square() / B
         sparsity_K = (mean_f_KF * weight_KF).sum(1)
-        loss = Loss(reconstruction_K + l1_K * sparsity_K, reconstruction_K, sparsity_K)
+        loss = Sums(reconstruction_K + l1_K * sparsity_K, reconstruction_K, sparsity_K)
         gradient = Stack(parts.W_enc_KFD, parts.b_enc_KF, parts.W_dec_KFD, d_b_dec_KD)
         return loss, parts.count_KF, gradient
 
@@ -155,13 +160,82 @@ class Kernel:
         if n < K:
             some = [self._sparse_parts(*_some(slice(k, k + n), *given)) for k in range(0, K, n)]
             return Parts(*(torch.cat(parts) for parts in zip(*some, strict=True)))
-        encoder = ENCODERS[self.plan.encoder]
-        return _sparse(*given, encoder(input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._memory))
+        return _sparse(
+            *given,
+            ENCODERS[self.plan.encoder](input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._memory),
+        )
 
     def _dense_parts(self, *given) -> Parts:
         # on a GPU the allocator keeps memory by itself
         memory = self._memory if given[1].device.type == "cpu" else None
         return self._dense(*given, DTYPES[self.precision], memory)
+
+
+class SparseL1(Kernel):
+    """The engine of the standard SAE with the L1 objective."""
+
+    @staticmethod
+    def fits(sae: SAE, objective: Objective, **_: object) -> bool:
+        """On any device, by any number of processes."""
+        return type(sae) is SAE and type(objective) is L1
+
+    @torch.no_grad()
+    def __call__(self, sae: SAE, x_BD: Tensor, objective: L1, now: Now) -> Seen:
+        l1 = float(objective.coefficient * now.warmup)
+        sums, count_F = self._alone(sae, x_BD, l1, objective.decoder_norm)
+        terms = {"reconstruction": sums.reconstruction, "sparsity": sums.sparsity}
+        return Seen(Loss(sums.total, terms), count_F, len(x_BD), None)
+
+
+class SparseTopK(Kernel):
+    """The engine of TopK and BatchTopK with the squared error: the price of a feature is zero."""
+
+    @staticmethod
+    def fits(
+        sae: SAE, objective: Objective, *, device: str, precision: str, processes: int = 1
+    ) -> bool:
+        """On one CPU in fp32; a batch that several processes share has no largest entries here."""
+        if device != "cpu" or precision != "fp32" or type(objective) is not Squared:
+            return False
+        return type(sae) is TopK or (type(sae) is BatchTopK and processes == 1)
+
+    @torch.no_grad()
+    def __call__(self, sae: TopK | BatchTopK, x_BD: Tensor, objective: Squared, now: Now) -> Seen:
+        self._largest = partial(
+            largest, k=sae.k, of_batch=isinstance(sae, BatchTopK), encoder=self.plan.encoder
+        )
+        sums, count_F = self._alone(sae, x_BD, 0.0, "free")
+        terms, total = {"reconstruction": sums.reconstruction}, sums.reconstruction
+        if objective.aux_k:
+            terms["auxiliary"] = self._revive(sae, x_BD, objective, now)
+            total = total + objective.aux_coefficient * terms["auxiliary"]
+        observed = sae.observe(self._values_A)
+        return Seen(
+            Loss(total, terms), count_F, len(x_BD), None if observed is None else observed[None]
+        )
+
+    def _revive(self, sae: SAE, x_BD: Tensor, objective: Squared, now: Now) -> Tensor:
+        """The auxiliary term, whose few features go by automatic differentiation."""
+        error_BD = -self._error_KBD[0]
+        with torch.enable_grad():
+            extra = objective.auxiliary(sae, x_BD, error_BD, now)
+            if extra is None or not extra.requires_grad:
+                return error_BD.new_zeros(())
+            (objective.aux_coefficient * extra).backward()  # adds to what `.grad` holds
+        return extra.detach()
+
+    def _parts(self, sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor) -> Parts:
+        find = self._largest(input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._memory)
+        values = []
+
+        def find_and_keep(rows: slice) -> Active:
+            active = find(rows)
+            values.append(active.value_A)
+            return active
+
+        parts = _sparse(sae, input_KBD, target_KBD, price_KF, find_and_keep)
+        self._values_A, self._error_KBD = torch.cat(values), parts.error_KBD
+        return parts
 
 
 def _some(chosen: Tensor | slice, sae: Stack, *others: Tensor) -> tuple[Stack, *tuple[Tensor, ...]]:

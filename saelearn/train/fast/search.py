@@ -1,4 +1,5 @@
-"""Which entries of ReLU(x W + b) are active, and their values: three ways, one answer.
+"""Which entries of ReLU(x W + b) are active, and their values: three ways, one answer; and which
+are the largest.
 
 After ReLU almost everything is zero, so what a training step needs is a short list, not a matrix.
 Finding it is the only dense product that is left. It is taken as W x^T, so that the list comes
@@ -13,10 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn.functional import linear
 
-from saelearn.train.fast.active import Active
+from saelearn.train.fast.active import Active, chunks
 
 PROBE_ROWS, PROBE_STRIDE = 32, 8  # some rows and one feature in so many tell how much is active
 ROUND_UP = 1 + 2**-6  # more than a length loses when it is rounded to bf16
@@ -126,19 +128,134 @@ def _taken(z_KFN: Tensor, b_KF: Tensor, memory: Memory) -> Active:
     return active._replace(value_A=z_A + b_KF.flatten().index_select(0, active.g_A))
 
 
-def _listed(z_KFN: np.ndarray, least_KF1: np.ndarray | int, memory: Memory) -> Active:
-    """Places of what is larger than `least`; the values are still missing.
+# --- the largest ----------------------------------------------------------------------------------
+
+GROUP = 32  # features whose largest is looked at in their place
+
+
+def largest(
+    x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, memory: Memory, *, k: int, of_batch: bool,
+    encoder: str = "plain",
+) -> Find:  # fmt: skip
+    """The k largest entries above 0 of each row of one SAE (K = 1), or the k B largest of a batch.
+
+    Of the maxima of small groups of features the k-th largest is no larger than the k-th largest
+    entry, for k groups hold an entry each that is at least as large; and it is not much smaller. So
+    the groups tell which few entries to sort.
+
+    Args:
+        encoder: of `ENCODERS`; "onednn" multiplies by that library, all else the plain way.
+    """
+    (x_BD,), (W_FD,), (b_F,) = x_KBD, W_KFD, b_KF
+    product = _products(W_FD, b_F, memory, encoder)
+    if of_batch:
+        z_BF = memory("z of batch", (len(x_BD), len(W_FD)), torch.float32)
+        for rows in chunks(len(x_BD), W_FD.shape[1]):
+            z_BF[rows] = product(x_BD[rows])
+        maxima = _group_maxima(z_BF, k).flatten()
+        n = k * len(x_BD)
+        bound = float(np.partition(maxima.numpy(), len(maxima) - n)[-n])
+        row_A, f_A, z_A = _above(z_BF, max(0.0, _just_below(bound)), memory)
+        if len(z_A) > n:
+            kept_A = np.sort(np.argpartition(z_A, len(z_A) - n)[-n:])
+            row_A, f_A, z_A = row_A[kept_A], f_A[kept_A], z_A[kept_A]
+
+        def find(rows: slice) -> Active:
+            low, high = np.searchsorted(row_A, (rows.start, rows.stop))
+            own = slice(low, high)
+            n_rows = rows.stop - rows.start
+            return _by_feature(row_A[own] - rows.start, f_A[own], z_A[own], n_rows, len(W_FD))
+
+        return find
+
+    def find(rows: slice) -> Active:
+        z_NF = product(x_BD[rows])
+        bound_N1 = _group_maxima(z_NF, k).topk(k, sorted=True).values[:, -1:]
+        below_N1 = np.maximum(0.0, _just_below(bound_N1.numpy()))
+        row_A, f_A, z_A = _above(z_NF, below_N1, memory)
+        count_N = np.bincount(row_A, minlength=len(z_NF))
+        if count_N.max(initial=0) > k:
+            first_N = np.cumsum(count_N) - count_N
+            place_A = np.arange(len(row_A)) - np.repeat(first_N, count_N)
+            z_NP = np.full((len(z_NF), count_N.max()), -np.inf, dtype=np.float32)
+            z_NP[row_A, place_A] = z_A
+            top_NK = torch.from_numpy(z_NP).topk(k, sorted=False).indices.numpy()
+            kept_NP = np.zeros(z_NP.shape, dtype=bool)
+            np.put_along_axis(kept_NP, top_NK, True, axis=1)
+            kept_A = kept_NP[row_A, place_A]
+            row_A, f_A, z_A = row_A[kept_A], f_A[kept_A], z_A[kept_A]
+        return _by_feature(row_A, f_A, z_A, len(z_NF), len(W_FD))
+
+    return find
+
+
+def _products(
+    W_FD: Tensor, b_F: Tensor, memory: Memory, encoder: str
+) -> Callable[[Tensor], Tensor]:
+    """x -> x W^T + b, row by row."""
+    if encoder == "onednn":
+        W_own, b_own = W_FD.to_mkldnn(), b_F.to_mkldnn()
+        return lambda x_ND: linear(x_ND.to_mkldnn(), W_own, b_own).to_dense()
+
+    def plain(x_ND: Tensor) -> Tensor:
+        z_NF = memory("z by row", (len(x_ND), len(W_FD)), torch.float32)
+        return torch.addmm(b_F, x_ND, W_FD.T, out=z_NF)
+
+    return plain
+
+
+def _group_maxima(z_NF: Tensor, k: int) -> Tensor:
+    """Each group's largest; groups are so small that there are 2 k of them, or single entries."""
+    n_features, size = z_NF.shape[1], GROUP
+    while size > 1 and (n_features % size or n_features < 2 * k * size):
+        size //= 2
+    return z_NF if size == 1 else z_NF.view(len(z_NF), -1, size).amax(2)
+
+
+def _just_below(bound):
+    return np.nextafter(np.asarray(bound, np.float32), np.float32(-np.inf))
+
+
+def _above(
+    z_NF: Tensor, below: np.ndarray | float, memory: Memory
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, features and values of entries above a bound, row by row."""
+    index_A = _places(z_NF.numpy(), below, memory)
+    row_A = index_A // z_NF.shape[1]
+    return row_A, index_A - row_A * z_NF.shape[1], z_NF.numpy().reshape(-1)[index_A]
+
+
+def _by_feature(
+    row_A: np.ndarray, f_A: np.ndarray, z_A: np.ndarray, n_rows: int, n_features: int
+) -> Active:
+    """A list that goes row by row, feature by feature."""
+    starts_N = np.searchsorted(row_A, np.arange(n_rows + 1)).astype(np.int32)
+    by_row = csr_matrix((z_A, f_A.astype(np.int32), starts_N), shape=(n_rows, n_features))
+    by_feature = by_row.tocsc()
+    g_A = np.repeat(np.arange(n_features, dtype=np.int32), np.diff(by_feature.indptr))
+    values_A = torch.from_numpy(by_feature.data.astype(np.float32, copy=False))
+    return Active.of(g_A, by_feature.indices.astype(np.int32, copy=False), values_A, n_features)
+
+
+def _places(z: np.ndarray, least: np.ndarray | float, memory: Memory) -> np.ndarray:
+    """Flat places of what is larger than `least`, ascending.
 
     Eight answers are looked at together, as one number: most of them are eight times no.
     """
-    (K, F, N), size = z_KFN.shape, z_KFN.size
+    size = z.size
     mask = memory("mask", (-(-size // 8) * 8,), torch.bool).numpy()
     mask[size:] = False
-    np.greater(z_KFN, least_KF1, out=mask[:size].reshape(K, F, N))
+    np.greater(z, least, out=mask[:size].reshape(z.shape))
     eights = mask.view(np.int64)
     some = np.flatnonzero(eights != 0)
     index_A = np.flatnonzero(eights[some].view(bool))
-    index_A = (some[index_A >> 3] << 3) + (index_A & 7)
+    return (some[index_A >> 3] << 3) + (index_A & 7)
+
+
+def _listed(z_KFN: np.ndarray, least_KF1: np.ndarray | int, memory: Memory) -> Active:
+    """Places of what is larger than `least`; the values are still missing."""
+    K, F, N = z_KFN.shape
+    index_A = _places(z_KFN, least_KF1, memory)
     g_A = (index_A // N).astype(np.int32)
     row_A = (index_A - g_A * N).astype(np.int32)
     if K > 1:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import torch
 from torch import Tensor
 
@@ -48,11 +48,7 @@ def cache_dir() -> Path:
     """The folder for what can be measured again: `$SAELEARN_CACHE`, or the system's place."""
     if named := os.environ.get("SAELEARN_CACHE"):
         return Path(named)
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "saelearn"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "saelearn"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saelearn"
+    return platformdirs.user_cache_path("saelearn")
 
 
 @cache

@@ -1,0 +1,93 @@
+"""From a batch as it comes to what a step needs: scaled rows, their target, and the moment.
+
+Shapes: N rows of data, B batch, D input width, X width of a batch as it comes.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor
+
+from saelearn.sae import SAE, Now
+from saelearn.train import parallel
+from saelearn.train.batches import Shuffled, Streamed, mean_norm_scale
+from saelearn.train.settings import Settings
+from saelearn.train.state import State
+
+SAMPLE_DOCUMENTS = 256  # whose activations the scale is taken from, if the model has to be run
+
+
+class Rows:
+    """How a training reads its batches.
+
+    Args:
+        settings: of the training.
+        source: its batches; their sample gives scale and centre.
+
+    Attributes:
+        d_in, d_out: widths of the input, and of the target if it is another.
+        batch_size: rows in a step.
+        bias_lr: how many times the learning rate offsets move by.
+    """
+
+    def __init__(self, settings: Settings, source: Shuffled | Streamed):
+        self.settings, self._objective = settings, settings.objective
+        sample_NX, self.batch_size = source.sample_ND, source.size
+        self._d_in = source.d_in
+        if self._objective.reads_tokens:
+            documents = sample_NX[:SAMPLE_DOCUMENTS]
+            sample_NX = self._objective.activations(documents).cpu()
+            self.batch_size = source.size * len(sample_NX) // len(documents)
+            self._d_in = sample_NX.shape[1]
+        x_ND, target_ND = self._split(sample_NX.float())
+        self.d_in, self.d_out = self._d_in, None if target_ND is None else target_ND.shape[1]
+        self._sample, self.scale, self.target_scale = (x_ND, target_ND), 1.0, 1.0
+        to_width = mean_norm_scale(x_ND)
+        if settings.normalize:
+            self.scale = self.target_scale = to_width
+            if target_ND is not None:
+                self.target_scale = mean_norm_scale(target_ND)
+        typical_norm = self.scale * self._d_in**0.5 / to_width
+        self.bias_lr = typical_norm if settings.bias_lr is None else settings.bias_lr
+
+    def with_(self, settings: Settings) -> Rows:
+        """The same rows for a training with other settings, which differ in their strength only."""
+        other = copy.copy(self)
+        other.settings, other._objective = settings, settings.objective
+        return other
+
+    def _split(self, batch_BX: Tensor) -> tuple[Tensor, Tensor | None]:
+        if batch_BX.shape[1] == self._d_in:
+            return batch_BX, None
+        return batch_BX[:, : self._d_in], batch_BX[:, self._d_in :]
+
+    def new_state(self, memory: dict[str, int] | None = None) -> State:
+        """The state that a training starts with."""
+        x_ND, target_ND = self._sample
+        target_ND = None if target_ND is None else target_ND * self.target_scale
+        sae = self.settings.new_sae(x_ND * self.scale, target_ND)
+        scales = {"scale": self.scale, "target_scale": self.target_scale}
+        how = {"lr": self.settings.lr, "bias_lr": self.bias_lr, "seed": self.settings.seed}
+        return State(sae, memory=memory, **how, **scales)
+
+    def small_sae(self) -> SAE:
+        """One of the kind with as few features as it can have, to count with."""
+        few = min(self.settings.d_sae, self.settings.k or 1)
+        return self.settings.untrained(self.d_in, self.d_out, few)
+
+    def prepare(self, batch_BX: Tensor, state: State) -> tuple[Tensor, Now]:
+        """The rows of a step, and the moment it is made in."""
+        x_BD, target_BD = self._split(self._objective.activations(batch_BX))
+        x_BD = x_BD if state.scale == 1 else x_BD * state.scale
+        if target_BD is not None and state.target_scale != 1:
+            target_BD = target_BD * state.target_scale
+        dead_after = self._objective.dead_after
+        return x_BD, Now(
+            warmup=self.settings.warmup_at(state.step),
+            dead_F=None if dead_after is None else state.dead(dead_after),
+            target_BD=target_BD,
+            gather=parallel.gather,
+            batch=batch_BX,
+            scale=state.scale,
+        )
