@@ -1,4 +1,4 @@
-"""One table of language models: capture, edits, positions, names and padding hold on all of them."""
+"""One table of language models: on each, capture, edits, positions, names and padding hold."""
 
 from __future__ import annotations
 
