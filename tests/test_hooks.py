@@ -340,6 +340,21 @@ def test_an_edit_that_gives_nan_writes_no_text() -> None:
             lm.generate(TOKENS, max_new_tokens=2, temperature=temperature, edits=edits)
 
 
+def test_a_model_without_its_head_has_no_logits_but_activations() -> None:
+    whole = make("gpt2")
+    lm = LM(whole.model.transformer)
+    (found,) = lm.capture(TOKENS, ["h.1:out"]).values()
+    (expected,) = whole.capture(TOKENS, ["transformer.h.1:out"]).values()
+    assert torch.equal(found, expected)
+    for call in (
+        lambda: lm.logits(TOKENS),
+        lambda: lm.loss(TOKENS),
+        lambda: lm.generate(TOKENS, max_new_tokens=1),
+    ):
+        with pytest.raises(Refusal, match="with its head"):
+            call()
+
+
 # --- gradients ------------------------------------------------------------------------------------
 
 

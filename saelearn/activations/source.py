@@ -83,11 +83,9 @@ class Source:
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self.documents
-        if isinstance(batches, Batch):
-            pairs = zip(*(each.split(self.pass_size) for each in batches), strict=True)
-            batches = itertools.starmap(Batch, pairs)
-        elif isinstance(batches, Tensor):
-            batches = batches.split(self.pass_size)
+        if isinstance(batches, Tensor | Batch):
+            pairs = (each.split(self.pass_size) for each in self.whole())
+            batches = itertools.starmap(Batch, zip(*pairs, strict=True))
         bar = {"desc": ", ".join(self.sites), "disable": not self.progress}
         for documents in tqdm(batches, **bar):
             yield self._masked(documents, 1)

@@ -21,6 +21,7 @@ from saelearn.lm import hooks, loading, scoring, sites, visits, writes
 from saelearn.lm.documents import Alignment, Batch, align
 from saelearn.lm.hooks import Edit
 from saelearn.lm.loading import TINY, refuse_other_kinds
+from saelearn.lm.passes import logits_of
 from saelearn.lm.reader import Reader
 from saelearn.lm.sampling import Sampler
 from saelearn.lm.scoring import Compared, Predicted
@@ -102,9 +103,8 @@ class LM(Reader):
                 nothing remembers how it was computed.
         """
         documents = self._documents(tokens_BT, mask_BT)
-        return documents.restored(
-            self._run(documents, edits, gradients=gradients, use_cache=False).logits
-        )
+        output = self._run(documents, edits, gradients=gradients, use_cache=False)
+        return documents.restored(logits_of(output, documents.tokens_BT))
 
     def loss(
         self,

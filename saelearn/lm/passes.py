@@ -137,6 +137,24 @@ def carries_all(cache: Any) -> bool:
     return False
 
 
+def logits_of(output: Any, tokens_BT: Tensor) -> Tensor:
+    """The logits `[B, T, V]` in a model's output.
+
+    Raises:
+        Refusal: it has none (a model without its head), or not one row for each token (RWKV in
+            some versions of transformers mixes the documents of a batch).
+    """
+    logits_BTV = getattr(output, "logits", None)
+    if isinstance(logits_BTV, Tensor) and logits_BTV.shape[:-1] == tokens_BT.shape:
+        return logits_BTV
+    got = tuple(logits_BTV.shape) if isinstance(logits_BTV, Tensor) else type(output).__name__
+    raise Refusal(
+        f"logits [B, T, V] for tokens {tuple(tokens_BT.shape)}",
+        str(got),
+        "load it with its head, as AutoModelForCausalLM does; or another version of the model",
+    )
+
+
 def with_first(output: Any, change: Callable[[Tensor], Tensor], site: str) -> Any:
     """What a module gives, with its first tensor changed: bare, in a tuple, or in named fields."""
     if isinstance(output, Tensor):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from saelearn.errors import Refusal, check_range, check_whole
 from saelearn.lm.documents import Batch
+from saelearn.lm.passes import logits_of
 
 
 class Sampler:
@@ -46,7 +47,7 @@ class Sampler:
                 else model(new_NT, use_cache=True)
             )
             cache = getattr(out, "past_key_values", None)
-            next_N1 = self._draw(out.logits[:, -1].float().cpu())
+            next_N1 = self._draw(logits_of(out, new_NT)[:, -1].float().cpu())
             if t < longest:
                 reading_N1 = (t < read_N)[:, None]
                 next_N1 = torch.where(reading_N1, prompts_NT[:, t, None].cpu(), next_N1)

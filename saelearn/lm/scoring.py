@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from saelearn.errors import Refusal
 from saelearn.lm.documents import Alignment
 from saelearn.lm.hooks import Edit
-from saelearn.lm.passes import carries_all
+from saelearn.lm.passes import carries_all, logits_of
 
 LOGITS = 2**25
 """Numbers that are computed at once: 128 MiB of them, and three times that while they are used."""
@@ -76,7 +76,7 @@ def _columns(
     n, length = documents.tokens_BT.shape
     width = max(1, LOGITS // (n * words * len(edits)))
     if width >= length:
-        yield 0, [run(documents, each, use_cache=False).logits for each in edits]
+        yield 0, [_logits(run, documents, each) for each in edits]
         return
     caches: list[Any] = [None] * len(edits)
     for start in range(0, length, width):
@@ -85,11 +85,15 @@ def _columns(
             given = {"past_key_values": caches[i]} if start else {}
             out = run(part, each, use_cache=True, **given)
             caches[i] = getattr(out, "past_key_values", None)
-            logits.append(out.logits)
+            logits.append(logits_of(out, part.tokens_BT))
         if start == 0 and not all(map(carries_all, caches)):
-            yield 0, [run(documents, each, use_cache=False).logits for each in edits]
+            yield 0, [_logits(run, documents, each) for each in edits]
             return  # a model that cannot go on from a cache: all at once after all
         yield start, logits
+
+
+def _logits(run: Run, documents: Alignment, edits: Edits) -> Tensor:
+    return logits_of(run(documents, edits, use_cache=False), documents.tokens_BT)
 
 
 def mean_loss(pieces: Iterator[Predicted]) -> float:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from saelearn.lm import hooks
 from saelearn.lm.sites import Place
 
-_counted: weakref.WeakKeyDictionary[nn.Module, weakref.WeakKeyDictionary[nn.Module, int]]
-_counted = weakref.WeakKeyDictionary()
+_Counts = weakref.WeakKeyDictionary[nn.Module, int]
+_counted: weakref.WeakKeyDictionary[nn.Module, _Counts] = weakref.WeakKeyDictionary()
 
 
 def refuse_shared(model: nn.Module, places: dict[str, Place]) -> None:
@@ -30,8 +30,8 @@ def refuse_shared(model: nn.Module, places: dict[str, Place]) -> None:
         raise hooks.shared_refusal(shared, counts[places[shared[0]].module])
 
 
-def _count(model: nn.Module) -> weakref.WeakKeyDictionary[nn.Module, int]:
-    counts: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+def _count(model: nn.Module) -> _Counts:
+    counts: _Counts = weakref.WeakKeyDictionary()
 
     def note(module: nn.Module, args: tuple) -> None:
         counts[module] = counts.get(module, 0) + 1

@@ -11,6 +11,7 @@ refused. Shapes: B documents, T positions, D activation width.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -99,18 +100,24 @@ class _Seen(Exception):
 
 @dataclass
 class _Passed:
-    """What passed the modules of a block: site -> tensor, and which of them are linear maps."""
+    """What passed the modules of a block: site -> rows [N, D], and which are linear maps."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     linear: list[str] = field(default_factory=list)
 
-    def equal(self, a: Tensor | None, *terms: Tensor) -> bool:
-        """Whether `a` is the sum of the terms, but for rounding of each number."""
-        if a is None or any(term.shape != a.shape for term in terms):
-            return False
+    def error(self, a: Tensor, *terms: Tensor) -> float:
+        """How far `a` is from the sum of the terms; infinite if by more than rounding.
+
+        Each number is compared by the size of what is added there: where the stream is large and
+        what is written small, the numbers near zero tell what is right.
+        """
+        if any(term.shape != a.shape for term in terms):
+            return math.inf
         size = torch.stack([t.float().abs() for t in (a, *terms)]).amax(0)
         error = (a.float() - sum(t.float() for t in terms)).abs()
-        return bool((error <= 8 * torch.finfo(a.dtype).eps * size).all())
+        if (error > 8 * torch.finfo(a.dtype).eps * size).any():
+            return math.inf
+        return float(error.sum())
 
 
 def _measured(model: nn.Module, block: str) -> Writes:
@@ -128,9 +135,9 @@ def _writes(passed: _Passed, block: str, module: nn.Module) -> Writes:
     within = {site: site.removeprefix(f"{block}.") for site in outputs}
     reads = [s for s in outputs if any(name in within[s] for name in _ATTENTION)]
     rest = [s for s in outputs if s not in reads]
-    pairs = ((a, m) for a in reads for m in rest if passed.equal(post, pre, x[a], x[m]))
-    attention, mlp = next(pairs, (None, None))
-    if attention is None:
+    error = {(a, m): passed.error(post, pre, x[a], x[m]) for a in reads for m in rest}
+    attention, mlp = min(error, key=error.__getitem__, default=(None, None))
+    if attention is None or error[attention, mlp] == math.inf:
         kind = type(module).__name__
         return Writes({}, f"no two outputs in {kind} add up with its input to its output")
     found = {"hook_attn_out": attention, "hook_mlp_out": mlp}
@@ -138,7 +145,9 @@ def _writes(passed: _Passed, block: str, module: nn.Module) -> Writes:
         if last := _last_map(passed, writer, block, reads if writer == attention else rest):
             found[hook] = last.replace(":out", ":in")
     inputs = sorted((s for s in x if s.endswith(":in")), key=lambda site: site.count("."))
-    middle = [s for s in inputs if s != f"{block}:in" and passed.equal(x[s], pre, x[attention])]
+    middle = [
+        s for s in inputs if s != f"{block}:in" and passed.error(x[s], pre, x[attention]) < math.inf
+    ]
     if middle:
         found["hook_resid_mid"] = middle[0]
     return Writes(found, f"this {type(module).__name__} has no such place")
