@@ -265,26 +265,34 @@ def write(
     for number, batch in enumerate(itertools.chain([first], batches), 1):
         _read(digest, batch, masked=padding is None)
         mark = {"batches": number, "tokens_sha256": digest.hexdigest()}
-        there = max_norm is not None and writer.last and number < writer.last["batches"]
-        x_ND = None
-        if max_norm is None:
-            stored = int(source.kept(batch).sum())
-        elif there:  # how many rows it gave only the model could say; the last mark knows the sum
-            stored = 0
-        else:
-            x_ND = source.only_rows(batch)
-            stored = len(x_ND)
-            if writer.last and number == writer.last["batches"]:
-                stored = writer.last["stored"] - account.stored
+        stored, x_ND = _stored(source, batch, number, account.stored, writer.last)
         account += source.account(batch, stored)
         if max_norm is not None:
             mark["stored"] = account.stored
-        writer.agree(mark, 0 if there else account.stored)
+        writer.agree(mark, account.stored)
         if (new := account.stored - writer.rows) > 0:
             x_ND = source.only_rows(batch) if x_ND is None else x_ND
             writer.add(x_ND[-new:], mark)
     writer.close(account, mark)
     return account
+
+
+def _stored(
+    source: Source, batch: Batch, number: int, before: int, last: dict | None
+) -> tuple[int, Tensor | None]:
+    """How many rows a batch gives, and those rows if only the model can tell.
+
+    Which rows are too long, that is. Of batches that were stored by an earlier call the `last` mark
+    knows the sum, so they count nothing until its own, which counts for all.
+    """
+    if source.leave.max_norm is None:
+        return int(source.kept(batch).sum()), None
+    if last and number < last["batches"]:
+        return 0, None
+    x_ND = source.only_rows(batch)
+    if last and number == last["batches"]:
+        return last["stored"] - before, x_ND
+    return len(x_ND), x_ND
 
 
 def _read(digest: Any, batch: Batch, *, masked: bool) -> None:
