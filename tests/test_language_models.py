@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import language_models
 import pytest
@@ -10,8 +11,10 @@ import torch
 from language_models import ALL, WIDTH, WORDS, Architecture
 from torch import Tensor, nn
 
+from saelearn.activations import collect
 from saelearn.errors import Refusal
 from saelearn.lm import LM, Batch
+from saelearn.sae import SAE
 
 TOKENS = torch.randint(2, WORDS, (3, 9), generator=torch.Generator().manual_seed(1))
 FLOAT32 = [a for a in ALL if a.dtype == "float32"]  # others round by the size of the batch
@@ -156,12 +159,24 @@ def filled(texts: list[Tensor], side: str) -> Batch:
 
 @pytest.mark.parametrize("architecture", FLOAT32, ids=lambda a: a.label, indirect=True)
 def test_filling_changes_nothing(lm: LM) -> None:
-    """Logits, loss, activations and greedy texts, with a push, against each document alone."""
-    texts = texts_of((3, 9, 1, 6))
-    site, edits = lm.residual_sites()[1], push_at(lm, 2, 5)
+    filling_changes_nothing(lm, 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2", "bloom", "mamba"])
+def test_filling_changes_nothing_to_1e_5(kind: str) -> None:
+    """With weights as they are made: where logits are a hundred, so is the rounding."""
+    small = next(replace(a, scale=1) for a in FLOAT32 if a.kind == kind)
+    filling_changes_nothing(language_models.build(small), 1e-5)
+
+
+def filling_changes_nothing(lm: LM, tolerance: float) -> None:
+    """Logits, loss, activations, features and greedy texts, with a push, against each document
+    alone: filled up on the left, on the right and on both sides."""
+    texts, near = texts_of((3, 9, 1, 6)), {"rtol": tolerance, "atol": tolerance}
+    site, edits, sae = lm.residual_sites()[1], push_at(lm, 2, 5), SAE(WIDTH, 40)
     greedy = {"max_new_tokens": 4, "temperature": 0, "edits": edits}
     logits = [lm.logits(tokens_T[None], edits)[0] for tokens_T in texts]
-    passed = [lm.capture(tokens_T[None], [site])[site][0] for tokens_T in texts]
+    passed_ND = torch.cat([lm.capture(tokens_T[None], [site])[site][0] for tokens_T in texts])
     written = [lm.generate(tokens_T[None], **greedy)[0] for tokens_T in texts]
     nats = [
         nn.functional.cross_entropy(logits_TV[:-1], tokens_T[1:], reduction="sum")
@@ -172,11 +187,14 @@ def test_filling_changes_nothing(lm: LM) -> None:
         batch = filled(texts, side)
         tokens_BT, mask_BT = batch
         found = lm.logits(tokens_BT, edits, mask_BT=mask_BT)
-        torch.testing.assert_close(found[mask_BT], torch.cat(logits), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[mask_BT], torch.cat(logits), **near)
         x_BTD = lm.capture(tokens_BT, [site], mask_BT=mask_BT)[site]
-        torch.testing.assert_close(x_BTD[mask_BT], torch.cat(passed), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(x_BTD[mask_BT], passed_ND, **near)
         assert found[~mask_BT].isnan().all() and x_BTD[~mask_BT].isnan().all()
-        assert lm.loss(tokens_BT, edits, mask_NT=mask_BT) == pytest.approx(loss, rel=1e-4)
+        x_ND = collect(lm, tokens_BT, site, mask_NT=mask_BT, skip=0).x_ND
+        f_NF, expected_NF = sae.encode(x_ND), sae.encode(passed_ND)
+        torch.testing.assert_close(f_NF, expected_NF, **near)
+        assert lm.loss(tokens_BT, edits, mask_NT=mask_BT) == pytest.approx(loss, rel=tolerance)
     together = lm.generate_all(batch, **greedy)
     for tokens_T, mask_T, own_T in zip(*together, written, strict=True):
         assert torch.equal(tokens_T[mask_T], own_T)
