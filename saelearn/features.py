@@ -29,7 +29,8 @@ def encode(sae: SAE, x_ND: Tensor, *, batch_size: int = 16_384) -> Tensor:
 class Context:
     """A place where a feature fires: `words` around it, their `activations`, and which is `center`.
 
-    `document` and `position` say where it lies in the tokens that were searched.
+    `document` and `position` say where it lies in the tokens that were searched. Joined by
+    `separator`, the words are the text that they came from.
     """
 
     document: int
@@ -37,6 +38,10 @@ class Context:
     words: list[str]
     activations: list[float]
     center: int
+    separator: str = " "
+
+
+_MARGIN = 8  # tokens beside a cut: characters that it goes through begin and end in them
 
 
 def contexts(
@@ -53,25 +58,34 @@ def contexts(
             stay in the order of their documents.
     """
     check_range(quantile, "quantile", 0.0, 1.0)
-    n_documents, length = source.tokens_NT.shape
-    per_document = length - source.skip
-    if f_N.shape != (n_documents * per_document,):
-        raise Refusal(f"one activation a row, [{n_documents * per_document}]", str(f_N.shape))
-    f_NT = f_N.reshape(n_documents, per_document)
+    places_NT = source.places_NT
+    if f_N.shape != (int(places_NT.sum()),):
+        raise Refusal(f"one activation a row, [{int(places_NT.sum())}]", str(f_N.shape))
+    f_NT = torch.zeros(places_NT.shape, dtype=f_N.dtype)
+    f_NT[places_NT] = f_N.detach().cpu()
     peak_N, at_N = f_NT.max(1)
     # rounded and stable: documents that begin alike tie, and machines differ in the last bits
     rounded_N = (peak_N / peak_N.max().clamp(min=1e-12) * 1e4).round()
     order = rounded_N.argsort(descending=True, stable=True)[: int((peak_N > 0).sum())]
     start = round((1 - quantile) * max(0, len(order) - k))
+    separator = lm.separator
     found = []
     for document in order[start : start + k].tolist():
         position = int(at_N[document])
-        low, high = max(0, position - window), min(per_document, position + window + 1)
-        tokens = source.tokens_NT[document, low + source.skip : high + source.skip]
+        first, last = (int(places_NT[document].nonzero()[end]) for end in (0, -1))
+        low, high = max(first, position - window), min(last, position + window) + 1
+        words = _words(lm, source.tokens_NT[document], low, high, separator)
         values = f_NT[document, low:high].tolist()
-        place = position + source.skip
-        found.append(Context(document, place, lm.words(tokens), values, position - low))
+        found.append(Context(document, position, words, values, position - low, separator))
     return found
+
+
+def _words(lm: LM, tokens_T: Tensor, low: int, high: int, separator: str) -> list[str]:
+    """Tokens from `low` to `high` as the parts of their text."""
+    if separator:  # each token is a word
+        return lm.words(tokens_T[low:high])
+    start = max(0, low - _MARGIN)
+    return lm.pieces(tokens_T[start : high + _MARGIN])[low - start : high - start]
 
 
 class LogitEffect(NamedTuple):
@@ -83,20 +97,37 @@ class LogitEffect(NamedTuple):
 
 
 def logit_effect(
-    lm: LM, site: str, direction_D: Tensor, tokens_NT: Tensor, *, k: int = 6
+    lm: LM,
+    site: str,
+    direction_D: Tensor,
+    tokens_NT: Tensor,
+    *,
+    mask_NT: Tensor | None = None,
+    k: int = 6,
 ) -> LogitEffect:
     """What adding a direction at a site does to the next-token logits, measured, not read off.
 
     It is the mean over all positions but the first of logits(x + direction) - logits(x), less its
     mean over the vocabulary (a shift common to all words changes no probability). It counts the
     way through later blocks too, and works for any model.
+
+    Args:
+        mask_NT: true where a token stands, if documents are filled up; None: everywhere.
+        k: how many words to name.
     """
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
         return x_BTD + (positions_T > 0)[:, None] * direction_D.to(x_BTD)
 
-    change_NTV = lm.logits(tokens_NT, {site: edit}) - lm.logits(tokens_NT)
-    effect_V = change_NTV[:, 1:].mean((0, 1)).cpu()
+    pushed_NTV, plain_NTV = (
+        lm.logits(tokens_NT, edits, mask_BT=mask_NT) for edits in ({site: edit}, None)
+    )
+    change_NTV = pushed_NTV - plain_NTV
+    if mask_NT is None:
+        effect_V = change_NTV[:, 1:].mean((0, 1)).cpu()
+    else:
+        later_NT = mask_NT.bool() & (mask_NT.cumsum(1) > 1)
+        effect_V = change_NTV[later_NT.to(change_NTV.device)].mean(0).cpu()
     effect_V = effect_V - effect_V.mean()
     top, bottom = effect_V.topk(k), (-effect_V).topk(k)
     raised = list(zip(lm.words(top.indices), top.values.tolist(), strict=True))

@@ -69,6 +69,7 @@ class LossRecovered(NamedTuple):
 
     Cross-entropies in nats per token: `clean` of the model itself, `spliced` with x replaced by
     x_hat at the site, `ablated` with x replaced by zeros or by the mean; `ablation` says which.
+    `kl` is the mean KL(model || spliced model) in nats per token, None where it was not measured.
     """
 
     value: float
@@ -76,10 +77,13 @@ class LossRecovered(NamedTuple):
     clean: float
     spliced: float
     ablated: float
+    kl: float | None = None
 
 
-def loss_recovered(clean: float, spliced: float, ablated: float, *, ablation: str) -> LossRecovered:
-    """(ablated - spliced) / (ablated - clean), with the name of the ablation.
+def loss_recovered(
+    clean: float, spliced: float, ablated: float, *, ablation: str, kl: float | None = None
+) -> LossRecovered:
+    """(ablated - spliced) / (ablated - clean), with the name of the ablation, and `kl` beside it.
 
     On a residual stream the mean can be a worse ablation than zero, so the value says nothing
     without its name.
@@ -89,7 +93,7 @@ def loss_recovered(clean: float, spliced: float, ablated: float, *, ablation: st
     if ablated == clean:
         raise Refusal("an ablation that changes the loss", "no change", "ablate another site")
     value = (ablated - spliced) / (ablated - clean)
-    return LossRecovered(value, ablation, clean, spliced, ablated)
+    return LossRecovered(value, ablation, clean, spliced, ablated, kl)
 
 
 def cosine_matrix(a_FD: Tensor, b_GD: Tensor) -> Tensor:

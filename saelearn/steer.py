@@ -7,6 +7,8 @@ that they mean the same at every site and in every model. Shapes: B batch, T pos
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +41,12 @@ def add(direction_D: Tensor, amount: float, *, positions: range = EVERYWHERE) ->
         amount: how far, in the activations' own units: strength * `typical_norm`.
         positions: where; `range(1, 9)` is the first eight tokens after `<doc>`.
     """
+    if not isinstance(direction_D, Tensor) or direction_D.ndim != 1:
+        got = tuple(direction_D.shape) if isinstance(direction_D, Tensor) else type(direction_D)
+        raise Refusal("a direction as a vector [D]", str(got), "one row: sae.W_dec[317]")
     check_finite(direction_D, name="direction")
+    _check_number(amount, "amount")
+    _check_positions(positions)
     if direction_D.norm() == 0:
         raise Refusal("a direction", "a vector of zeros", "take a decoder row of a living feature")
     push_D = amount * direction_D / direction_D.norm()
@@ -59,9 +66,11 @@ def clamp(sae: SAE, feature: int, value: float, *, positions: range = EVERYWHERE
     how active the feature already is. (Templeton et al., 2024.)
     """
     _check_feature(sae, [feature])
+    _check_number(value, "value")
+    _check_positions(positions)
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        f_BT1 = sae.encode(x_BTD.float())[..., feature, None]
+        f_BT1 = sae.encode(x_BTD.to(sae.W_dec.dtype))[..., feature, None]
         moved_BTD = (value - f_BT1) * sae.W_dec[feature]
         return x_BTD + _at(positions, positions_T) * moved_BTD
 
@@ -71,19 +80,34 @@ def clamp(sae: SAE, feature: int, value: float, *, positions: range = EVERYWHERE
 def ablate(sae: SAE, features: Sequence[int], *, positions: range = EVERYWHERE) -> Edit:
     """Take features out: x - sum_i f_i(x) W_dec_i, the rest of x as it is."""
     _check_feature(sae, features)
+    _check_positions(positions)
     index = torch.as_tensor(list(features))
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        f_BTI = sae.encode(x_BTD.float())[..., index]
+        f_BTI = sae.encode(x_BTD.to(sae.W_dec.dtype))[..., index]
         return x_BTD - _at(positions, positions_T) * (f_BTI @ sae.W_dec[index])
 
     return edit
 
 
 def _check_feature(sae: SAE, features: Sequence[int]) -> None:
-    wrong = [i for i in features if not 0 <= i < sae.d_sae]
-    if wrong:
-        raise Refusal(f"features from 0 to {sae.d_sae - 1}", str(wrong))
+    for i in features:
+        if not hasattr(i, "__index__") or not 0 <= operator.index(i) < sae.d_sae:
+            raise Refusal(f"features from 0 to {sae.d_sae - 1}", repr(i))
+
+
+def _check_number(value: float, name: str) -> None:
+    try:
+        finite = math.isfinite(value)
+    except (TypeError, ValueError):
+        finite = False
+    if not finite:
+        raise Refusal(f"a finite {name}", repr(value))
+
+
+def _check_positions(positions: range) -> None:
+    if not isinstance(positions, range) or positions.step != 1:
+        raise Refusal("positions as a range in steps of 1", repr(positions), "range(1, 9)")
 
 
 def difference_of_means(x_ND: Tensor, labels_N: Tensor) -> Tensor:

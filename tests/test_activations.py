@@ -16,6 +16,7 @@ from saelearn.activations import (
     ablation,
     chunk,
     collect,
+    collect_all,
     gather,
     measure_loss_recovered,
     splice,
@@ -24,7 +25,7 @@ from saelearn.activations import (
 from saelearn.activations.harvest import write
 from saelearn.activations.shards import Tokens
 from saelearn.errors import ArtifactError, Refusal
-from saelearn.lm import LM
+from saelearn.lm import LM, Batch
 from saelearn.sae import SAE
 
 TOKENS = some_tokens(9, 10)
@@ -182,9 +183,9 @@ def test_an_interrupted_writer_goes_on(tmp_path: Path, shard_rows: int, monkeypa
     passes = []
     capture = LM.capture
 
-    def count(self, tokens_BT, sites):
+    def count(self, tokens_BT, sites, **how):
         passes.append(len(tokens_BT))
-        return capture(self, tokens_BT, sites)
+        return capture(self, tokens_BT, sites, **how)
 
     monkeypatch.setattr(LM, "capture", count)
     assert write(lm, parts, SITE, tmp_path / "s", **how) == whole
@@ -317,3 +318,214 @@ def test_a_long_text_becomes_documents(lm: LM) -> None:
     assert lm.words(chunk(lm, " ".join(words), length=8).flatten()) == words[:24]
     with pytest.raises(Refusal, match="at least 8 tokens"):
         chunk(lm, "w2 w3", length=8)
+
+
+# --- what is left out -----------------------------------------------------------------------------
+
+LENGTHS = (4, 10, 1, 7, 2)
+
+
+def filled(side: str) -> tuple[Tensor, Tensor]:
+    """Documents of `LENGTHS` tokens in 12 columns, filled up with 5, which is a word as well."""
+    documents = some_tokens(len(LENGTHS), 12, seed=6)
+    tokens_NT, mask_NT = torch.full_like(documents, 5), torch.zeros_like(documents).bool()
+    for d, n in enumerate(LENGTHS):
+        start = {"left": 12 - n, "right": 0, "both": (12 - n) // 2}[side]
+        tokens_NT[d, start : start + n], mask_NT[d, start : start + n] = documents[d, :n], True
+    return tokens_NT, mask_NT
+
+
+def alone(lm: LM, skip: int) -> Tensor:
+    """The rows of each document by itself."""
+    documents = some_tokens(len(LENGTHS), 12, seed=6)
+    parts = [lm.capture(documents[d : d + 1, :n], [SITE])[SITE][0] for d, n in enumerate(LENGTHS)]
+    return torch.cat([part_TD[skip:] for part_TD in parts])
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("skip", [0, 1, 2])
+def test_filling_gives_no_rows_wherever_it_stands(
+    lm: LM, side: str, skip: int, tmp_path: Path
+) -> None:
+    tokens_NT, mask_NT = filled(side)
+    expected = alone(lm, skip)
+    found = collect(lm, tokens_NT, SITE, mask_NT=mask_NT, skip=skip, batch_size=2)
+    torch.testing.assert_close(found.x_ND, expected, rtol=1e-4, atol=1e-4)
+    documents = some_tokens(len(LENGTHS), 12, seed=6)
+    words = [documents[d, skip:n] for d, n in enumerate(LENGTHS)]
+    assert torch.equal(found.tokens_N, torch.cat(words))
+    batch = Batch(tokens_NT, mask_NT)
+    how = {"skip": skip, "dtype": "float32", "pass_size": 2}
+    account = write(lm, batch, SITE, tmp_path / "s", **how)
+    assert account.read == 60 and account.padding == 60 - sum(LENGTHS)
+    assert account.stored == sum(max(0, n - skip) for n in LENGTHS)
+    on_disk = every_row(ActivationStore(tmp_path / "s", epochs=1))
+    in_memory = every_row(gather(lm, batch, SITE, epochs=1, **how))
+    streamed = torch.cat(list(stream(lm, [batch], SITE, skip=skip)))
+    for rows in (on_disk, in_memory, streamed):
+        torch.testing.assert_close(rows.sort(0)[0], expected.sort(0)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_filling_id_before_documents_is_left_out_or_refused() -> None:
+    """If it opens documents too, two of it in front could be one filling or none."""
+    lm = make("gpt2")
+    tokens_NT, _ = filled("left")
+    tokens_NT[tokens_NT == 5] = 1  # an id that stands in no document
+    store = gather(lm, tokens_NT, SITE, padding=1, dtype="float32", epochs=1)
+    expected = alone(lm, 1).sort(0)[0]
+    torch.testing.assert_close(every_row(store).sort(0)[0], expected, rtol=1e-4, atol=1e-4)
+    tokens_NT[tokens_NT == 1] = 0  # BOS
+    with pytest.raises(Refusal, match=r"(?s)begin with 0 more than once.*Batch"):
+        gather(lm, tokens_NT, SITE, padding=0)
+
+
+def test_loss_recovered_counts_no_filling(lm: LM) -> None:
+    """The same as of the documents cut to one length, one pass each."""
+    sae = SAE(WIDTH, 40, seed=2)
+    tokens_NT, mask_NT = filled("left")
+    for name in ("zero", "mean"):
+        found = measure_loss_recovered(
+            lm, sae, SITE, tokens_NT, mask_NT=mask_NT, ablation_name=name
+        )
+        mean_D = alone(lm, 1).mean(0) if name == "mean" else None
+        documents = some_tokens(len(LENGTHS), 12, seed=6)
+        sums = torch.zeros(3)
+        for d, n in enumerate(LENGTHS):
+            edits = ({}, {SITE: splice(sae)}, {SITE: ablation(mean_D)})
+            if n > 1:
+                loss = torch.tensor([lm.loss(documents[d : d + 1, :n], e) for e in edits])
+                sums += (n - 1) * loss
+        clean, spliced, ablated = (sums / (sum(LENGTHS) - len(LENGTHS))).tolist()
+        assert (found.clean, found.spliced, found.ablated) == pytest.approx(
+            (clean, spliced, ablated), rel=1e-3
+        )
+
+
+def packed() -> Tensor:
+    """Documents with BOS (0) inside of them, as text that was packed without cutting."""
+    tokens_NT = some_tokens(6, 10, seed=8)
+    tokens_NT[1, 4] = tokens_NT[4, 7] = tokens_NT[4, 8] = 0
+    return tokens_NT
+
+
+def test_rows_are_left_out_by_token(lm: LM, tmp_path: Path) -> None:
+    tokens_NT = packed()
+    every = collect(lm, tokens_NT, SITE)
+    wanted_N = (every.tokens_N != 0) & (every.tokens_N != 7)
+    how = {"leave_tokens": [0, 7]}
+    found = collect(lm, tokens_NT, SITE, **how)
+    assert int((~wanted_N).sum()) > 3 and torch.equal(found.x_ND, every.x_ND[wanted_N])
+    assert torch.equal(found.tokens_N, every.tokens_N[wanted_N])
+    account = write(lm, tokens_NT, SITE, tmp_path / "s", dtype="float32", **how)
+    assert account.stored == int(wanted_N.sum()) and account.padding == 0
+    for rows in (
+        every_row(ActivationStore(tmp_path / "s", epochs=1)),
+        torch.cat(list(stream(lm, [tokens_NT], SITE, **how))),
+    ):
+        assert count_rows(rows) == count_rows(found.x_ND)
+
+
+def sinks(lm: LM) -> None:
+    """Make the words 7 and 8 a hundred times as long as others."""
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[7:9] *= 100
+
+
+@pytest.mark.parametrize("shard_rows", [4, 7, 100])
+def test_rows_are_left_out_by_norm(tmp_path: Path, shard_rows: int) -> None:
+    """And a writer that is interrupted goes on, though only the model knows how many there are."""
+    lm, site = make("llama"), "model.layers.0:in"
+    sinks(lm)
+    parts = some_tokens(18, 10, seed=8).split(3)
+    every = [collect(lm, part, site) for part in parts]
+    expected = []
+    for acts in every:
+        norm_N = acts.x_ND.norm(dim=1)
+        expected.append(acts.x_ND[norm_N <= 10 * norm_N.median()])
+    left_out = sum(len(a.x_ND) - len(e) for a, e in zip(every, expected, strict=True))
+    assert left_out == sum(int(((a.tokens_N == 7) | (a.tokens_N == 8)).sum()) for a in every) > 3
+    tokens_NT, how = torch.cat(parts), {"max_norm": 10.0}
+    found = collect(lm, tokens_NT, site, batch_size=3, **how)
+    assert torch.equal(found.x_ND, torch.cat(expected))
+    assert not ((found.tokens_N == 7) | (found.tokens_N == 8)).any()
+    how |= {"shard_rows": shard_rows, "dtype": "float32"}
+    whole = write(lm, parts, site, tmp_path / "whole", **how)
+    assert whole.stored == len(found.x_ND)
+    for after in (2, 4):
+        with pytest.raises(Stopped):
+            write(lm, stopping(parts, after), site, tmp_path / "s", **how)
+    assert write(lm, parts, site, tmp_path / "s", **how) == whole
+    assert write(lm, parts, site, tmp_path / "s", **how) == whole  # nothing left to do
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "s" / path.name).read_bytes() == path.read_bytes()
+    rows = every_row(ActivationStore(tmp_path / "s", epochs=1))
+    assert count_rows(rows) == count_rows(found.x_ND)
+    with pytest.raises(Refusal, match="max_norm"):
+        write(lm, parts, site, tmp_path / "s", **how | {"max_norm": 20.0})
+
+
+@pytest.mark.parametrize("wrong", [0.5, -1.0, float("nan"), float("inf"), "10"])
+def test_a_norm_to_leave_out_is_a_number_of_medians(wrong: object) -> None:
+    with pytest.raises(Refusal, match="max_norm"):
+        collect(make("gpt2"), TOKENS, SITE, max_norm=wrong)
+
+
+def test_rows_that_are_not_finite_are_refused_with_where_and_why() -> None:
+    lm = make("gpt2")
+    with torch.no_grad():
+        lm.model.get_submodule("transformer.h.0.mlp.c_proj").weight *= 1e5
+    lm.model.half()
+    calls = (
+        lambda: collect(lm, TOKENS, SITE),
+        lambda: list(stream(lm, [TOKENS], SITE)),
+        lambda: gather(lm, TOKENS, SITE, dtype="float32"),
+    )
+    for call in calls:
+        with pytest.raises(Refusal, match=r"(?s)NaN or infinity.*document.*position.*bfloat16"):
+            call()
+    lm.model.float()
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[9] = float("nan")
+    tokens_NT = torch.tensor([[0, 2, 3, 4], [0, 2, 9, 4]])
+    with pytest.raises(Refusal, match=r"(?s)rows of 6 with NaN.*document 1 of its pass"):
+        collect(lm, tokens_NT, SITE)
+
+
+# --- several sites in one pass --------------------------------------------------------------------
+
+
+def test_several_sites_take_one_pass_up_to_the_last(lm: LM) -> None:
+    ran = []
+    for i, site in enumerate(lm.residual_sites()):
+        lm.find_site(site).module.register_forward_hook(lambda *_, i=i: ran.append(i))
+    sites = ["blocks.1.hook_mlp_out", *lm.residual_sites()[:2]]
+    lm.capture(TOKENS, sites)  # what the names mean is measured once
+    ran.clear()
+    found = collect_all(lm, TOKENS, sites, batch_size=5, skip=2)
+    assert ran == 2 * [0, 1]  # two batches; the third block never
+    assert list(found) == sites
+    for site in sites:
+        single = collect(lm, TOKENS, site, batch_size=5, skip=2)
+        assert torch.equal(found[site].x_ND, single.x_ND) and found[site].site == site
+    for wrong in ("blocks.1.hook_mlp_out", [], None):
+        with pytest.raises(Refusal, match="list of sites"):
+            collect_all(lm, TOKENS, wrong)
+
+
+@pytest.mark.parametrize("wrong", [2.5, 2.0, True, "2", None, -1, float("nan")])
+def test_counts_are_whole_numbers(tmp_path: Path, wrong: object) -> None:
+    lm = make("gpt2")
+    for name in ("batch_size", "skip"):
+        with pytest.raises(Refusal, match=name):
+            collect(lm, TOKENS, SITE, **{name: wrong})
+    for name in ("batch_size", "pass_size", "skip", "seed"):
+        with pytest.raises(Refusal, match=name):
+            gather(lm, TOKENS, SITE, **{name: wrong})
+    for name in ("batch_size", "buffer_size", "skip"):
+        with pytest.raises(Refusal, match=name):
+            list(stream(lm, [TOKENS], SITE, **{name: wrong}))
+    if wrong is not None:
+        with pytest.raises(Refusal, match="shard_rows"):
+            write(lm, TOKENS, SITE, tmp_path / "s", shard_rows=wrong)
+    with pytest.raises(Refusal, match="token"):
+        collect(lm, TOKENS, SITE, leave_tokens=[wrong])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -127,6 +128,19 @@ def test_a_dose_without_a_push_and_with_one(the_console, lm):
         assert found[name]["rate"][0] == tiny.mention_rate(part_NT)
         assert found[name]["validity"][0] == tiny.validity(part_NT)
         assert found[name]["validity"][1] < found[name]["validity"][0]
+
+
+def test_other_texts_while_a_dose_is_measured(the_console):
+    """Two threads, one model: each gets what it gets alone."""
+    alone = the_console.write("a", 0.9, n=4, seed=4), the_console.dose([0.8], n=4, n_controls=2)
+    found = {}
+    thread = threading.Thread(
+        target=lambda: found.update(dose=the_console.dose([0.8], n=4, n_controls=2))
+    )
+    thread.start()
+    found["texts"] = [the_console.write("a", 0.9, n=4, seed=4) for _ in range(3)]
+    thread.join(60)
+    assert found == {"texts": 3 * [alone[0]], "dose": alone[1]}
 
 
 def test_what_cannot_be_is_refused(the_console):

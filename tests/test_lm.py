@@ -13,7 +13,7 @@ from tiny_models import CONTEXT, FAMILIES, LAYERS, WIDTH, WORDS, make, some_toke
 from torch import Tensor, nn
 
 from saelearn.errors import Refusal
-from saelearn.lm import LM
+from saelearn.lm import LM, Batch
 
 TOKENS = some_tokens()
 
@@ -349,7 +349,7 @@ def test_a_saved_folder_gives_the_same_model(lm: LM, tmp_path: Path) -> None:
     lm.tokenizer.save_pretrained(tmp_path / "model")
     back = LM.load(tmp_path / "model")
     assert torch.equal(back.logits(TOKENS), lm.logits(TOKENS))
-    assert back.tokenize("w7").tolist() == [[7]] and not back.model.training
+    assert back.tokenize("w7").tolist() == [[0, 7]] and not back.model.training
     half = LM.load(str(tmp_path / "model"), dtype="bfloat16")
     assert half.capture(TOKENS, half.residual_sites()).popitem()[1].dtype == torch.bfloat16
     weights = tmp_path / "model" / "model.safetensors"
@@ -386,3 +386,86 @@ def test_an_unknown_name_is_refused_quickly(offline: str, tmp_path: Path) -> Non
     assert result.stdout.startswith("refused"), result.stderr
     assert "nobody/no-such-model" in result.stdout and "without network" in result.stdout
     assert float(result.stdout.split()[1]) < 20
+
+
+# --- batches of prompts ---------------------------------------------------------------------------
+
+
+def test_many_prompts_go_on_as_each_alone(lm: LM) -> None:
+    prompts = ["w2 w3 w4 w5 w6", "w7", "<doc> w9 w8"]
+    written = lm.generate_all(prompts, max_new_tokens=7, temperature=0, stop_at_eos=False)
+    for prompt, tokens_T, mask_T in zip(prompts, *written, strict=True):
+        alone = lm.generate(prompt, max_new_tokens=7, temperature=0)[0]
+        assert torch.equal(tokens_T[mask_T], alone)
+        assert mask_T.sum() == len(alone) and mask_T[: len(alone)].all()
+
+
+def test_several_continuations_of_each(lm: LM) -> None:
+    prompts = ["w2 w3 w4", "w7"]
+    how = {"max_new_tokens": 6, "n": 3, "stop_at_eos": False}
+    first, again = (lm.generate_all(prompts, seed=1, **how) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert first.tokens_BT[::2, :4].tolist() == 3 * [[0, 2, 3, 4]]
+    assert first.tokens_BT[1::2, :2].tolist() == 3 * [[0, 7]]
+    assert first.mask_BT.sum(1).tolist() == [10, 8] * 3
+    assert len({tuple(row) for row in first.tokens_BT[::2].tolist()}) > 1
+    other = lm.generate_all(prompts, seed=2, **how)
+    assert not torch.equal(first.tokens_BT, other.tokens_BT)
+    one = lm.generate_all(["w2 w3"], seed=4, **how).tokens_BT
+    assert torch.equal(one, lm.generate("w2 w3", max_new_tokens=6, n=3, seed=4))
+
+
+def test_a_text_ends_with_its_eos(lm: LM) -> None:
+    """Each text is the endless one up to its first new EOS, which it keeps."""
+    prompts, how = ["w2 w3 w4", "w7", "<doc> w5 w6"], {"max_new_tokens": 15, "temperature": 0}
+    endless = lm.generate_all(prompts, stop_at_eos=False, **how)
+    starts = [4, 2, 3]
+    eos = int(endless.tokens_BT[0, 7])  # a token that comes up
+    lm.model.generation_config.eos_token_id = [eos, 0]
+    written = lm.generate_all(prompts, **how)
+    for start, tokens_T, mask_T, whole_T in zip(starts, *written, endless.tokens_BT, strict=True):
+        new = whole_T[start : start + 15].tolist()
+        ends = [i for i, token in enumerate(new) if token in (eos, 0)]
+        length = start + (ends[0] + 1 if ends else 15)
+        assert mask_T.sum() == length and torch.equal(tokens_T[mask_T], whole_T[:length])
+        assert (tokens_T[~mask_T] == eos).all()
+    assert written.mask_BT[0].sum() <= 8
+    assert written.tokens_BT.shape[1] == int(written.mask_BT.sum(1).max())
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, "3", None, float("nan")])
+def test_numbers_of_tokens_are_whole(lm: LM, wrong: object) -> None:
+    for call in (
+        lambda: lm.generate("w2", max_new_tokens=wrong),
+        lambda: lm.generate_all(["w2"], max_new_tokens=wrong),
+        lambda: lm.generate("w2", max_new_tokens=1, n=wrong),
+    ):
+        with pytest.raises(Refusal):
+            call()
+    assert lm.generate("w2", max_new_tokens=0).tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (torch.tensor([[0, WORDS]]), f"0 to {WORDS - 1}"),
+        (torch.tensor([[0, -1]]), f"0 to {WORDS - 1}"),
+        (TOKENS[0], r"\[B, T\]"),
+        (TOKENS[:0], r"\[B, T\]"),
+        (TOKENS[:, :0], "tokens in a document >= 1"),
+        (TOKENS.float(), "whole numbers"),
+        (TOKENS > 3, "whole numbers"),
+        (TOKENS.tolist(), "token ids"),
+        (None, "token ids"),
+    ],
+)
+def test_what_is_no_token_is_refused(lm: LM, tokens: object, said: str) -> None:
+    for call in (
+        lambda: lm.logits(tokens),
+        lambda: lm.loss(tokens),
+        lambda: lm.capture(tokens, lm.residual_sites()),
+        lambda: lm.generate(tokens, max_new_tokens=1),
+        lambda: lm.generate_all(Batch(tokens, None), max_new_tokens=1),
+    ):
+        with pytest.raises(Refusal, match=f"{said}|one prompt|a text"):
+            call()

@@ -103,7 +103,7 @@ def test_loss_recovered_is_linear_and_names_its_ablation() -> None:
     for spliced, value in ((2.0, 1.0), (6.0, 0.0), (3.0, 0.75), (8.0, -0.5), (1.0, 1.25)):
         result = metrics.loss_recovered(2.0, spliced, 6.0, ablation="zero")
         assert result.value == pytest.approx(value)
-        assert result[1:] == ("zero", 2.0, spliced, 6.0)
+        assert result[1:] == ("zero", 2.0, spliced, 6.0, None)
     with pytest.raises(Refusal, match="zero, mean"):
         metrics.loss_recovered(2.0, 3.0, 6.0, ablation="")
     with pytest.raises(Refusal, match="changes the loss"):

@@ -181,6 +181,29 @@ def test_edits_refuse_what_cannot_be_meant(x_BTD, sae, lm):
     assert hooks(lm) == 0
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda sae: steer.add([1.0] * WIDTH, 1.0),
+        lambda sae: steer.add(torch.ones(1, WIDTH), 1.0),
+        lambda sae: steer.add(torch.ones(WIDTH), float("nan")),
+        lambda sae: steer.add(torch.ones(WIDTH), -float("inf")),
+        lambda sae: steer.add(torch.ones(WIDTH), "1"),
+        lambda sae: steer.add(torch.ones(WIDTH), 1.0, positions=3),
+        lambda sae: steer.add(torch.ones(WIDTH), 1.0, positions=range(0, 9, 2)),
+        lambda sae: steer.clamp(sae, 1.5, 1.0),
+        lambda sae: steer.clamp(sae, "1", 1.0),
+        lambda sae: steer.clamp(sae, 1, float("nan")),
+        lambda sae: steer.clamp(sae, 1, None),
+        lambda sae: steer.ablate(sae, [0.5]),
+        lambda sae: steer.ablate(sae, [1], positions=[1]),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(sae, call):
+    with pytest.raises(Refusal):
+        call(sae)
+
+
 # --- difference of means --------------------------------------------------------------------------
 
 

@@ -6,17 +6,17 @@ Shapes: N documents, T positions, D activation width; rows are (document, positi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from saelearn.activations.shards import to_dtype
-from saelearn.activations.source import Source, write
+from saelearn.activations.source import Leave, Rows, Source, write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
-from saelearn.errors import Refusal, check_range
-from saelearn.lm import LM, Edit
+from saelearn.errors import Refusal, check_whole
+from saelearn.lm import LM, Batch, Edit
 from saelearn.metrics import ABLATIONS, LossRecovered, loss_recovered
 from saelearn.sae import SAE
 
@@ -26,35 +26,49 @@ class Activations:
     """Activations with where they come from.
 
     x_ND: one row a token; tokens_NT: the documents; skip: how many first positions of each
-    document were left out: row `d * (T - skip) + t - skip` is position t of document d.
+    document were left out; kept_NT: which places have a row (bool), in reading order. Without
+    `kept_NT` all have one from `skip` on: row `d * (T - skip) + t - skip` is position t of
+    document d.
     """
 
     x_ND: Tensor
     tokens_NT: Tensor
     site: str
     skip: int
+    kept_NT: Tensor | None = None
 
     @property
     def tokens_N(self) -> Tensor:
         """The token of each row."""
-        return self.tokens_NT[:, self.skip :].flatten()
+        return self.tokens_NT[self.places_NT]
+
+    @property
+    def places_NT(self) -> Tensor:
+        """Which places have a row (bool)."""
+        if self.kept_NT is not None:
+            return self.kept_NT
+        late_T = torch.arange(self.tokens_NT.shape[1]) >= self.skip
+        return late_T.expand(self.tokens_NT.shape)
 
 
 def chunk(lm: LM, text: str, *, length: int) -> Tensor:
-    """A long text as documents `tokens_NT` of `length` tokens, each opened by the BOS token.
+    """A long text as documents `tokens_NT` of `length` tokens, opened by BOS if `lm.bos` says so.
 
-    The last, incomplete piece is left out. Models without a BOS token get none.
+    The last, incomplete piece is left out, so there is nothing to fill up.
+
+    Raises:
+        Refusal: less text than one document, no room for text in one, a model without tokenizer.
     """
-    ids = lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    bos = lm.tokenizer.bos_token_id
-    size = length - (bos is not None)
+    length = check_whole(length, "length", 1 + lm.bos)
+    ids = lm.ids(text)
+    size = length - lm.bos
     n = len(ids) // size
     if n == 0:
         raise Refusal(f"a text of at least {size} tokens", f"{len(ids)} tokens", "shorten length")
     tokens_NT = torch.tensor(ids[: n * size]).reshape(n, size)
-    if bos is None:
+    if not lm.bos:
         return tokens_NT
-    return torch.cat([torch.full((n, 1), bos), tokens_NT], dim=1)
+    return torch.cat([torch.full((n, 1), lm.tokenizer.bos_token_id), tokens_NT], dim=1)
 
 
 def collect(
@@ -62,8 +76,11 @@ def collect(
     tokens_NT: Tensor,
     site: str,
     *,
+    mask_NT: Tensor | None = None,
     batch_size: int = 128,
     skip: int = 1,
+    leave_tokens: Sequence[int] = (),
+    max_norm: float | None = None,
     progress: bool = False,
 ) -> Activations:
     """All activations of a site over some documents, in memory (4 N T D bytes).
@@ -72,26 +89,70 @@ def collect(
         lm: the model.
         tokens_NT: token ids.
         site: where to look.
+        mask_NT: true where a token stands, if documents are filled up; None: everywhere.
         batch_size: documents in one pass.
         skip: first positions to leave out; position 0 is `<doc>`, whose activation is always
             the same and, in many models, enormous.
+        leave_tokens: token ids whose rows to leave out, such as BOS within packed texts.
+        max_norm: leave out rows longer than so many times the median row of their pass; None:
+            none. 10 leaves out "attention sinks" a hundred times as long as all others.
         progress: show a progress bar.
+
+    Raises:
+        Refusal: documents or a site that the model cannot take; rows that are not finite.
     """
-    check_range(batch_size, "batch_size", 1)
-    source = Source(lm, tokens_NT, site, skip, None, batch_size, progress)
-    parts = [source.rows(tokens_BT).float().cpu() for tokens_BT in source]
-    return Activations(torch.cat(parts), tokens_NT, site, skip)
+    (found,) = collect_all(
+        lm, tokens_NT, [site], mask_NT=mask_NT, batch_size=batch_size, skip=skip,
+        leave_tokens=leave_tokens, max_norm=max_norm, progress=progress,
+    ).values()  # fmt: skip
+    return found
+
+
+def collect_all(
+    lm: LM,
+    tokens_NT: Tensor,
+    sites: Sequence[str],
+    *,
+    mask_NT: Tensor | None = None,
+    batch_size: int = 128,
+    skip: int = 1,
+    leave_tokens: Sequence[int] = (),
+    max_norm: float | None = None,
+    progress: bool = False,
+) -> dict[str, Activations]:
+    """As `collect`, for several sites: the model runs once, up to the last of them."""
+    if isinstance(sites, str) or not sites:
+        raise Refusal("a list of sites", repr(sites), "activations.collect takes one site")
+    check_whole(batch_size, "batch_size", 1)
+    documents = tokens_NT if mask_NT is None else Batch(tokens_NT, mask_NT)
+    leave = Leave(skip, tuple(leave_tokens), max_norm)
+    source = Source(lm, documents, tuple(sites), leave, None, batch_size, progress)
+    parts = [_on_cpu(source.rows(batch)) for batch in source]
+    whole = mask_NT is None and not leave_tokens and max_norm is None
+    found = {}
+    for site in source.sites:
+        rows = [part.pop(site) for part in parts]
+        kept_NT = None if whole else torch.cat([each.kept_BT for each in rows])
+        x_ND = torch.cat([each.x_ND for each in rows])
+        found[site] = Activations(x_ND, tokens_NT, site, skip, kept_NT)
+    return found
+
+
+def _on_cpu(rows: dict[str, Rows]) -> dict[str, Rows]:
+    return {site: Rows(x_ND.float().cpu(), kept_BT) for site, (x_ND, kept_BT) in rows.items()}
 
 
 def gather(
     lm: LM,
-    documents: Tensor | Iterable[Tensor],
+    documents: Tensor | Batch | Iterable[Tensor | Batch],
     site: str,
     *,
     folder: str | os.PathLike | None = None,
     memory_limit: int = MEMORY_LIMIT,
     dtype: str = "float16",
     skip: int = 1,
+    leave_tokens: Sequence[int] = (),
+    max_norm: float | None = None,
     padding: int | None = None,
     pass_size: int = 128,
     batch_size: int = 1_024,
@@ -102,7 +163,8 @@ def gather(
     """Shuffled batches of a site's activations for `train`: from memory if they fit, else disk.
 
     Args:
-        lm, documents, site, dtype, skip, padding, pass_size, progress: as for `write`.
+        lm, documents, site, dtype, skip, leave_tokens, max_norm, padding, pass_size, progress: as
+            for `write`.
         folder: where to keep what does not fit. What an earlier call has put there is used, if
             it was the same call.
         memory_limit, batch_size, epochs, seed: as for `ActivationStore`.
@@ -111,10 +173,11 @@ def gather(
         Refusal: the rows need a folder and none is given; the message says how large they are.
     """
     how = {"batch_size": batch_size, "epochs": epochs, "seed": seed, "memory_limit": memory_limit}
-    source = Source(lm, documents, site, skip, padding, pass_size, progress)
+    leave = Leave(skip, tuple(leave_tokens), max_norm)
+    source = Source(lm, documents, (site,), leave, padding, pass_size, progress)
     room, received = f"{memory_limit / 2**30:.2f} GiB (memory_limit)", "documents of unknown number"
-    if isinstance(documents, Tensor):
-        rows, d_in = int(source.kept(documents).sum()), source.d_in(documents)
+    if isinstance(documents, Tensor | Batch):
+        rows, d_in = int(source.kept(source.whole()).sum()), source.d_in(source.whole())
         x_ND = to_dtype(torch.empty(0, d_in), dtype)
         if rows * d_in * x_ND.itemsize <= memory_limit:
             return ActivationStore(source.fill(x_ND.new_empty(rows, d_in), dtype), **how)
@@ -127,20 +190,22 @@ def gather(
             "folder=... keeps them on disk; or fewer documents, or a larger memory_limit",
         )
     write(
-        lm, documents, site, folder, dtype=dtype, skip=skip, padding=padding, pass_size=pass_size,
-        progress=progress,
+        lm, documents, site, folder, dtype=dtype, skip=skip, leave_tokens=leave_tokens,
+        max_norm=max_norm, padding=padding, pass_size=pass_size, progress=progress,
     )  # fmt: skip
     return ActivationStore(folder, **how)
 
 
 def stream(
     lm: LM,
-    documents: Iterable[Tensor],
+    documents: Iterable[Tensor | Batch],
     site: str,
     *,
     batch_size: int = 1_024,
     buffer_size: int = 65_536,
     skip: int = 1,
+    leave_tokens: Sequence[int] = (),
+    max_norm: float | None = None,
     seed: int = 0,
 ) -> Iterator[Tensor]:
     """Shuffled batches `x_BD` made while training, for text that is read only once.
@@ -150,14 +215,18 @@ def stream(
     epoch on.
 
     Args:
-        documents: batches `tokens_BT` of token ids, as long as the training needs.
+        documents: batches `tokens_BT` of token ids (or `Batch`es, with masks), as long as the
+            training needs.
         buffer_size: rows that are mixed; half of them are given out before it is refilled.
+        skip, leave_tokens, max_norm: as for `collect`.
     """
-    source = Source(lm, documents, site, skip)
+    check_whole(batch_size, "batch_size", 1)
+    check_whole(buffer_size, "buffer_size", 1)
+    source = Source(lm, documents, (site,), Leave(skip, tuple(leave_tokens), max_norm))
     generator = torch.Generator().manual_seed(seed)
     waiting: list[Tensor] = []
-    for tokens_BT in source:
-        waiting.append(source.rows(tokens_BT).float().cpu())
+    for batch in source:
+        waiting.append(source.only_rows(batch).float().cpu())
         if sum(map(len, waiting)) < max(buffer_size, batch_size):
             continue
         x_ND = torch.cat(waiting)
@@ -177,7 +246,7 @@ def splice(sae: SAE) -> Edit:
     """
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        x_hat_BTD = sae(x_BTD.float()).x_hat
+        x_hat_BTD = sae(x_BTD.to(sae.W_dec.dtype)).x_hat
         return torch.where((positions_T > 0)[:, None], x_hat_BTD, x_BTD)
 
     return edit
@@ -194,17 +263,35 @@ def ablation(mean_D: Tensor | None) -> Edit:
 
 
 def measure_loss_recovered(
-    lm: LM, sae: SAE, site: str, tokens_NT: Tensor, *, ablation_name: str
+    lm: LM,
+    sae: SAE,
+    site: str,
+    tokens_NT: Tensor,
+    *,
+    ablation_name: str,
+    mask_NT: Tensor | None = None,
+    batch_size: int = 128,
 ) -> LossRecovered:
-    """Loss recovered by an SAE at a site over documents, against "zero" or "mean" ablation."""
+    """Loss recovered by an SAE at a site over documents, against "zero" or "mean" ablation.
+
+    Beside it stands the mean KL divergence between the model and the spliced one, which needs no
+    ablation to compare with.
+
+    Args:
+        mask_NT: true where a token stands, if documents are filled up; None: everywhere.
+        batch_size: documents in one pass, at most: fewer where their logits would not fit.
+    """
     if ablation_name not in ABLATIONS:
         raise Refusal(f"ablation_name as one of {', '.join(ABLATIONS)}", repr(ablation_name))
     mean_D = None
     if ablation_name == "mean":
-        mean_D = collect(lm, tokens_NT, site).x_ND.mean(0)
+        mean_D = collect(lm, tokens_NT, site, mask_NT=mask_NT, batch_size=batch_size).x_ND.mean(0)
+    how = {"mask_NT": mask_NT, "batch_size": batch_size}
+    compared = lm.compare(tokens_NT, {site: splice(sae)}, **how)
     return loss_recovered(
-        clean=lm.loss(tokens_NT),
-        spliced=lm.loss(tokens_NT, {site: splice(sae)}),
-        ablated=lm.loss(tokens_NT, {site: ablation(mean_D)}),
+        clean=compared.clean,
+        spliced=compared.edited,
+        ablated=lm.loss(tokens_NT, {site: ablation(mean_D)}, **how),
         ablation=ablation_name,
+        kl=compared.kl,
     )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from saelearn import artifacts
-from saelearn.errors import ArtifactError, Refusal, check_activations, check_range
+from saelearn.errors import ArtifactError, Refusal, check_activations, check_whole
 
 FORMAT = "saelearn activations 1"
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # torch's name, safetensors'
@@ -96,11 +96,11 @@ class Writer:
         shard_rows: int | None = None,
         seed: int = 0,
     ):
-        self.folder, self.dtype, self.seed = Path(folder), dtype, check_range(seed, "seed", 0)
+        self.folder, self.dtype, self.seed = Path(folder), dtype, check_whole(seed, "seed", 0)
         empty = to_dtype(torch.empty(0, d_in), dtype)
         if shard_rows is None:
             shard_rows = max(1, SHARD_BYTES // (d_in * empty.itemsize))
-        check_range(shard_rows, "shard_rows", 1)
+        check_whole(shard_rows, "shard_rows", 1)
         self.settings = dict(settings)
         self.settings |= {"d_in": d_in, "dtype": dtype, "shard_rows": shard_rows, "seed": seed}
         self.index = self._begin()

@@ -8,91 +8,210 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from saelearn.activations.shards import Tokens, Writer, to_dtype
-from saelearn.errors import Refusal, check_range
-from saelearn.lm import LM
+from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.lm import LM, Batch, checked_mask
+
+
+class Rows(NamedTuple):
+    """Activations `x_ND` of one pass at one site, and where they stood, `kept_BT`."""
+
+    x_ND: Tensor
+    kept_BT: Tensor
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Which rows are left out.
+
+    Args:
+        first: so many first positions of each document; position 0 is enormous in many models.
+        tokens: rows of these token ids, wherever they stand, such as BOS between packed texts.
+        max_norm: rows longer than so many times the median row of their pass; None: none. A few
+            tokens a hundred times as long as all others ("attention sinks") would carry the scale.
+    """
+
+    first: int = 1
+    tokens: tuple[int, ...] = ()
+    max_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check_whole(self.first, "skip", 0)
+        for token in self.tokens:
+            check_whole(token, "a token to leave out", 0)
+        if self.max_norm is not None:
+            check_range(self.max_norm, "max_norm", 1.0)
 
 
 @dataclass(frozen=True)
 class Source:
     """Documents, a model and a site: batches of tokens, and which of their rows to keep.
 
-    Of a tensor every document must be longer than `skip`; batches of a stream may be shorter,
-    and then give no rows: nobody wants to hear of the last document after a night of work.
+    Of a tensor every document must be longer than what is skipped; batches of a stream may be
+    shorter, and then give no rows: nobody wants to hear of the last document after a night of work.
+
+    Args:
+        lm: the model.
+        documents: token ids `tokens_NT`; a `Batch` of them with a mask; or an iterable of either.
+        sites: where to look.
+        leave: which rows to leave out.
+        padding: the token id that fills documents up, for documents without a mask.
+        pass_size: documents in one pass, if they come as a tensor.
+        progress: show a progress bar.
     """
 
     lm: LM
-    documents: Tensor | Iterable[Tensor]
-    site: str
-    skip: int
+    documents: Tensor | Batch | Iterable[Tensor | Batch]
+    sites: tuple[str, ...]
+    leave: Leave
     padding: int | None = None
     pass_size: int = 128
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.documents, Tensor):
-            self._check(self.documents, 1 + self.skip)
+        check_whole(self.pass_size, "pass_size", 1)
+        if isinstance(self.documents, Tensor | Batch):
+            self._masked(self.documents, 1 + self.leave.first)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         batches = self.documents
-        if isinstance(batches, Tensor):
-            batches = batches.split(check_range(self.pass_size, "pass_size", 1))
-        for tokens_BT in tqdm(batches, desc=self.site, disable=not self.progress):
-            yield self._check(tokens_BT, 1)
+        if isinstance(batches, Tensor | Batch):
+            pairs = (each.split(self.pass_size) for each in self.whole())
+            batches = itertools.starmap(Batch, zip(*pairs, strict=True))
+        bar = {"desc": ", ".join(self.sites), "disable": not self.progress}
+        for documents in tqdm(batches, **bar):
+            yield self._masked(documents, 1)
 
-    def _check(self, tokens_BT: Tensor, length: int) -> Tensor:
-        if tokens_BT.ndim != 2 or tokens_BT.shape[0] == 0 or tokens_BT.shape[1] < length:
+    def whole(self) -> Batch:
+        """All documents, which came as a tensor."""
+        return self._masked(self.documents, 1)
+
+    def _masked(self, documents: Tensor | Batch, length: int) -> Batch:
+        tokens_BT, mask_BT = documents if isinstance(documents, Batch) else (documents, None)
+        if not isinstance(tokens_BT, Tensor) or tokens_BT.ndim != 2:
+            shape = tuple(tokens_BT.shape) if isinstance(tokens_BT, Tensor) else type(tokens_BT)
+        elif tokens_BT.shape[0] == 0 or tokens_BT.shape[1] < length:
+            shape = tuple(tokens_BT.shape)
+        elif mask_BT is None:
+            return Batch(tokens_BT, ~filling(tokens_BT, self.padding, self._bos()))
+        else:
+            return Batch(tokens_BT, checked_mask(mask_BT, tokens_BT))
+        raise Refusal(
+            f"documents [N, T] with N > 0, T >= {length}",
+            f"shape {shape}",
+            "tokenize some text first",
+        )
+
+    def _bos(self) -> int | None:
+        return getattr(self.lm.tokenizer, "bos_token_id", self.padding)
+
+    def kept(self, documents: Batch) -> Tensor:
+        """Which places give a row, so far as the tokens tell."""
+        tokens_BT, mask_BT = documents
+        kept_BT = mask_BT & (mask_BT.cumsum(1) > self.leave.first)
+        if self.leave.tokens:
+            kept_BT &= ~torch.isin(tokens_BT, torch.tensor(self.leave.tokens).to(tokens_BT))
+        return kept_BT
+
+    def account(self, documents: Batch, stored: int) -> Tokens:
+        """Where the tokens went if so many gave a row."""
+        padding = int((~documents.mask_BT).sum())
+        n = documents.tokens_BT.numel()
+        return Tokens(n, stored, n - stored - padding, padding)
+
+    def rows(self, documents: Batch) -> dict[str, Rows]:
+        """The rows of each site, in one pass.
+
+        Raises:
+            Refusal: one that is kept is not finite.
+        """
+        tokens_BT, mask_BT = documents
+        found = self.lm.capture(tokens_BT, self.sites, mask_BT=None if mask_BT.all() else mask_BT)
+        return {site: self._kept_rows(x_BTD, documents, site) for site, x_BTD in found.items()}
+
+    def only_rows(self, documents: Batch) -> Tensor:
+        """The rows of the only site."""
+        (rows,) = self.rows(documents).values()
+        return rows.x_ND
+
+    def _kept_rows(self, x_BTD: Tensor, documents: Batch, site: str) -> Rows:
+        kept_BT = self.kept(documents).to(x_BTD.device)
+        x_ND = x_BTD[kept_BT]
+        finite_N = x_ND.isfinite().all(1)
+        if not finite_N.all():
+            d, t = kept_BT.nonzero()[int((~finite_N).int().argmax())].tolist()
             raise Refusal(
-                f"documents [N, T] with N > 0, T >= {length}",
-                f"shape {tuple(tokens_BT.shape)}",
-                "tokenize some text first",
+                f"finite activations at {site}",
+                f"{int((~finite_N).sum())} rows of {len(x_ND)} with NaN or infinity, the first at "
+                f"document {d} of its pass, position {t}, from a model in {x_BTD.dtype}",
+                'LM.load(..., dtype="bfloat16") or "float32": float16 ends at 65,504'
+                if x_BTD.dtype == torch.float16
+                else "look at lm.logits there: the model itself gives them, or an edit does",
             )
-        return tokens_BT
+        if self.leave.max_norm is not None and len(x_ND):
+            norm_N = x_ND.float().norm(dim=1)
+            short_N = norm_N <= self.leave.max_norm * norm_N.median()
+            kept_BT = kept_BT.masked_scatter(kept_BT, short_N)
+            x_ND = x_ND[short_N]
+        return Rows(x_ND, kept_BT.cpu())
 
-    def filler(self, tokens_BT: Tensor) -> Tensor:
-        """Where a document is filled up: the same id inside of it, such as BOS, is none."""
-        other_BT = torch.ones_like(tokens_BT) if self.padding is None else tokens_BT != self.padding
-        return other_BT.flip(-1).cumsum(-1).flip(-1) == 0
-
-    def kept(self, tokens_BT: Tensor) -> Tensor:
-        late_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) >= self.skip
-        return late_T & ~self.filler(tokens_BT)
-
-    def account(self, tokens_BT: Tensor) -> Tokens:
-        stored, padding = int(self.kept(tokens_BT).sum()), int(self.filler(tokens_BT).sum())
-        return Tokens(tokens_BT.numel(), stored, tokens_BT.numel() - stored - padding, padding)
-
-    def rows(self, tokens_BT: Tensor) -> Tensor:
-        x_BTD = self.lm.capture(tokens_BT, [self.site])[self.site]
-        return x_BTD[self.kept(tokens_BT).to(x_BTD.device)]
-
-    def d_in(self, tokens_BT: Tensor) -> int:
-        return self.lm.capture(tokens_BT[:1], [self.site])[self.site].shape[-1]
+    def d_in(self, documents: Batch) -> int:
+        """The width of the only site."""
+        (site,) = self.sites
+        any_BT = torch.zeros_like(documents.tokens_BT[:1, :2])
+        return self.lm.capture(any_BT, [site])[site].shape[-1]
 
     def fill(self, x_ND: Tensor, dtype: str) -> Tensor:
+        """The rows in memory that was reserved; what is left over is cut off."""
         at = 0
-        for tokens_BT in self:
-            part_ND = to_dtype(self.rows(tokens_BT), dtype)
+        for documents in self:
+            part_ND = to_dtype(self.only_rows(documents), dtype)
             x_ND[at : at + len(part_ND)] = part_ND
             at += len(part_ND)
-        return x_ND
+        return x_ND[:at]
+
+
+def filling(tokens_BT: Tensor, padding: int | None, bos: int | None) -> Tensor:
+    """Where documents are filled up with an id, before or behind them; the same id inside is none.
+
+    Raises:
+        Refusal: the id opens documents too, and some begin with several of it: how many of those
+            belong to the document cannot be told.
+    """
+    if padding is None:
+        return torch.zeros_like(tokens_BT, dtype=torch.bool)
+    other_BT = tokens_BT != padding
+    behind_BT = other_BT.flip(-1).cumsum(-1).flip(-1) == 0
+    before_BT = (other_BT.cumsum(-1) == 0) & ~behind_BT
+    if bos != padding:
+        return behind_BT | before_BT
+    if (before_BT.sum(1) > 1).any():
+        raise Refusal(
+            "documents filled up behind their end, or a mask",
+            f"some that begin with {padding} more than once, which is BOS too",
+            "Batch(tokens_NT, mask_NT) says where tokens stand; lm.tokenize_all gives both",
+        )
+    return behind_BT
 
 
 def write(
     lm: LM,
-    documents: Tensor | Iterable[Tensor],
+    documents: Tensor | Batch | Iterable[Tensor | Batch],
     site: str,
     folder: str | os.PathLike,
     *,
     dtype: str = "float16",
     skip: int = 1,
+    leave_tokens: Sequence[int] = (),
+    max_norm: float | None = None,
     padding: int | None = None,
     pass_size: int = 128,
     shard_rows: int | None = None,
@@ -107,12 +226,16 @@ def write(
 
     Args:
         lm: the model.
-        documents: token ids `tokens_NT`, or batches `tokens_BT` of any shapes.
+        documents: token ids `tokens_NT`, or batches `tokens_BT` of any shapes; or `Batch`es, whose
+            masks say where tokens stand. What only fills up gives no rows.
         site: where to look.
         folder: new, empty, or of an earlier call.
         dtype: "float16", "bfloat16" (coarser, for large activations) or "float32".
         skip: first positions to leave out; position 0 is enormous in many models.
-        padding: the token id that fills documents up at their end; such positions are left out.
+        leave_tokens: token ids whose rows to leave out, such as BOS within packed texts.
+        max_norm: leave out rows longer than so many times the median row of their pass; None:
+            none. 10 leaves out "attention sinks" a hundred times as long as all others.
+        padding: the token id that fills documents up, if they come without a mask.
         pass_size: documents in one pass, if `documents` is a tensor.
         shard_rows: rows of one file; 256 MiB of them by default.
         seed: of the order within the files.
@@ -125,27 +248,60 @@ def write(
         Refusal: activations that are not finite in this dtype, other documents than before.
         ArtifactError: too little space, a folder made from something else.
     """
-    source = Source(lm, documents, site, skip, padding, pass_size, progress)
+    leave = Leave(skip, tuple(leave_tokens), max_norm)
+    source = Source(lm, documents, (site,), leave, padding, pass_size, progress)
     batches = iter(source)
     if (first := next(batches, None)) is None:
         raise Refusal("documents", "none", "tokenize some text first")
     settings = {"model": _fingerprint(lm), "site": site, "skip": skip, "padding": padding}
+    if leave_tokens or max_norm is not None:  # else as in the folders of before
+        settings |= {"leave_tokens": list(leave_tokens), "max_norm": max_norm}
     writer = Writer(
         folder, settings, d_in=source.d_in(first), dtype=dtype, shard_rows=shard_rows, seed=seed
     )
-    if isinstance(documents, Tensor):
-        writer.reserve(int(source.kept(documents).sum()) - writer.rows)
+    if isinstance(documents, Tensor | Batch):
+        writer.reserve(int(source.kept(source.whole()).sum()) - writer.rows)
     digest, account, mark = hashlib.sha256(), Tokens(0, 0, 0, 0), {}
-    for number, tokens_BT in enumerate(itertools.chain([first], batches), 1):
-        digest.update(f"{tuple(tokens_BT.shape)}".encode())
-        digest.update(tokens_BT.cpu().long().contiguous().numpy().tobytes())
-        account += source.account(tokens_BT)
+    for number, batch in enumerate(itertools.chain([first], batches), 1):
+        _read(digest, batch, masked=padding is None)
         mark = {"batches": number, "tokens_sha256": digest.hexdigest()}
+        stored, x_ND = _stored(source, batch, number, account.stored, writer.last)
+        account += source.account(batch, stored)
+        if max_norm is not None:
+            mark["stored"] = account.stored
         writer.agree(mark, account.stored)
         if (new := account.stored - writer.rows) > 0:
-            writer.add(source.rows(tokens_BT)[-new:], mark)
+            x_ND = source.only_rows(batch) if x_ND is None else x_ND
+            writer.add(x_ND[-new:], mark)
     writer.close(account, mark)
     return account
+
+
+def _stored(
+    source: Source, batch: Batch, number: int, before: int, last: dict | None
+) -> tuple[int, Tensor | None]:
+    """How many rows a batch gives, and those rows if only the model can tell.
+
+    Which rows are too long, that is. Of batches that were stored by an earlier call the `last` mark
+    knows the sum, so they count nothing until its own, which counts for all.
+    """
+    if source.leave.max_norm is None:
+        return int(source.kept(batch).sum()), None
+    if last and number < last["batches"]:
+        return 0, None
+    x_ND = source.only_rows(batch)
+    if last and number == last["batches"]:
+        return last["stored"] - before, x_ND
+    return len(x_ND), x_ND
+
+
+def _read(digest: Any, batch: Batch, *, masked: bool) -> None:
+    """Take a batch into a checksum, and its mask, unless it follows from the tokens."""
+    tokens_BT, mask_BT = batch
+    digest.update(f"{tuple(tokens_BT.shape)}".encode())
+    digest.update(tokens_BT.cpu().long().contiguous().numpy().tobytes())
+    if masked and not mask_BT.all():
+        digest.update(mask_BT.cpu().contiguous().numpy().tobytes())
 
 
 def _fingerprint(lm: LM) -> str:

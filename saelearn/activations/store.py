@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from saelearn.activations.shards import Shards
-from saelearn.errors import Refusal, check_activations, check_range
+from saelearn.errors import Refusal, check_activations, check_whole
 
 BLOCK_BYTES = 2**18  # read at a stretch: large enough for disks, small enough to mix
 MEMORY_LIMIT = 2**30
@@ -75,9 +75,9 @@ class ActivationStore:
         drop_last: bool = False,
         memory_limit: int = MEMORY_LIMIT,
     ):
-        self.batch_size = check_range(batch_size, "batch_size", 1)
-        self.seed, self.drop_last = check_range(seed, "seed", 0), drop_last
-        self.epochs = epochs if epochs is None else check_range(epochs, "epochs", 0)
+        self.batch_size = check_whole(batch_size, "batch_size", 1)
+        self.seed, self.drop_last = check_whole(seed, "seed", 0), drop_last
+        self.epochs = epochs if epochs is None else check_whole(epochs, "epochs", 0)
         self._x_ND = _checked(data) if isinstance(data, Tensor) else None
         self._shards = None if isinstance(data, Tensor) else Shards.open(data)
         source = self._shards or data
@@ -118,7 +118,7 @@ class ActivationStore:
                     repr(state.get(key)),
                     "make the store from the same data with the same arguments",
                 )
-        self._start = self._given = check_range(state.get("batches"), "batches", 0)
+        self._start = self._given = check_whole(state.get("batches"), "batches", 0)
 
     def _order(self) -> dict:
         """All that decides the order of the rows."""

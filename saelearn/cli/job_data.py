@@ -89,7 +89,7 @@ def from_model(
             words = text.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"a readable text file {text}", str(error)) from error
-        tokens_NT = chunk(lm, words, length=min(length, lm.context_length))
+        tokens_NT = chunk(lm, words, length=min(length, lm.context_length or length))
         source = hashlib.sha256(words.encode()).hexdigest()
     about = {"model_name": model, "hook_name": site, "context_size": tokens_NT.shape[1]}
     about |= {"text": source}

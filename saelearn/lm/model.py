@@ -1,140 +1,159 @@
-"""Any Hugging Face causal language model: load, capture, edit, generate. Lesson 06.
+"""Any Hugging Face causal language model: load, capture, edit, measure, generate. Lesson 06.
 
 The course's tiny model takes the same path as `gpt2` or a Llama. A site is a place in a model,
-such as `transformer.h.1:out` (`lm.sites`). Shapes: N documents, B batch, T positions, D
+such as `transformer.h.1:out` (`saelearn.lm.sites`). Shapes: N documents, B batch, T positions, D
 activation width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 from saelearn import artifacts
-from saelearn.errors import Refusal, check_range
-from saelearn.lm import sites
+from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.lm import hooks, loading, scoring, sites, visits, writes
+from saelearn.lm.documents import Alignment, Batch, align
+from saelearn.lm.hooks import Edit
+from saelearn.lm.loading import TINY, refuse_other_kinds
+from saelearn.lm.passes import logits_of
+from saelearn.lm.reader import Reader
+from saelearn.lm.sampling import Sampler
+from saelearn.lm.scoring import Compared, Predicted
+from saelearn.lm.sites import Place
 
-TINY = "tiny"
-Edit = Callable[[Tensor, Tensor], Tensor]
-"""(x_BTD, positions_T) -> the tensor that takes the place of x_BTD."""
+ENDLESS = 2**30
+"""A context length that nobody can have meant: it stands for none."""
 
 
 class _AllFound(Exception):
     """Ends a forward pass from within a hook: every site that was asked for has been seen."""
 
 
-class LM:
+class LM(Reader):
     """A causal language model with its tokenizer, in evaluation mode.
+
+    One thread at a time uses a model: others wait, also for the end of a block of `editing`.
+
+    Where documents of unequal length are passed, a mask says where their tokens stand; filling
+    may stand before or behind them. It is never counted, captured, scored or steered, and results
+    are NaN there. An edit always sees documents that begin at its first column.
 
     Args:
         model: a `transformers` causal LM.
         tokenizer: its tokenizer; None if only token ids will be used.
+        bos: whether texts are opened by the BOS token, in `tokenize`, `generate` and
+            `activations.chunk` alike; None: if the model was trained so (`text.opens_with_bos`).
+
+    Raises:
+        Refusal: an encoder, or a model of two parts.
     """
 
-    def __init__(self, model: nn.Module, tokenizer=None):
+    def __init__(self, model: nn.Module, tokenizer=None, *, bos: bool | None = None):
+        super().__init__(tokenizer, bos)
         self.model = model.eval()
-        self.tokenizer = tokenizer
-        self._start = 0  # position of the first token of the pass that is running
+        refuse_other_kinds(self.model)
 
     @classmethod
     def load(cls, name: str | Path = TINY, *, device: str = "cpu", dtype: str = "float32") -> LM:
         """Load the course's model ("tiny"), a folder, or a name on the Hugging Face hub.
 
+        What comes with a model as code is never run.
+
         Raises:
-            Refusal: there is no such model here, or the hub cannot be reached.
+            Refusal: there is no such model here, the hub cannot be reached, or tensors are missing.
         """
         source = artifacts.find("lm") if name == TINY else name
-        try:
-            where = {"local_files_only": Path(source).exists() or _unreachable(str(source))}
-            with _quiet_if(Path(source).exists()):
-                tokenizer = AutoTokenizer.from_pretrained(source, **where)
-                model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **where)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise Refusal(
-                f"a causal language model: {TINY!r}, a folder, or a name on the hub",
-                f"{str(name)!r}: {reason}",
-                "check the name; without network only folders and cached models can be loaded",
-            ) from error
-        return cls(model.to(device), tokenizer)
+        return cls(*loading.load(name, source, device=device, dtype=dtype))
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     @property
-    def context_length(self) -> int:
-        """The most tokens that one pass can take."""
-        return getattr(self.model.config, "max_position_embeddings", 2**31)
-
-    # --- text and tokens --------------------------------------------------------------------------
-
-    def tokenize(self, text: str) -> Tensor:
-        """Token ids `tokens_1T` of a text.
-
-        Raises:
-            Refusal: empty text, or a word that a closed vocabulary does not have.
-        """
-        ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
-        unknown = self.tokenizer.unk_token_id
-        special = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)  # GPT-2: all the same
-        if unknown is not None and unknown not in special and (ids == unknown).any():
-            words = [w for w in text.split() if self.tokenizer(w)["input_ids"] == [unknown]]
-            raise Refusal(
-                "words that the model knows",
-                ", ".join(map(repr, words)) or "unknown characters",
-                "lm.tokenizer.get_vocab() lists them; punctuation stands between spaces",
-            )
-        if ids.numel() == 0:
-            raise Refusal("a text with at least one token", repr(text))
-        return ids.to(self.device)
-
-    def words(self, tokens_T: Tensor | Sequence[int]) -> list[str]:
-        """Each token as text."""
-        return [self.tokenizer.decode([int(token)]) for token in tokens_T]
-
-    def text(self, tokens_T: Tensor | Sequence[int]) -> str:
-        """Tokens as one text."""
-        return self.tokenizer.decode([int(token) for token in tokens_T])
+    def context_length(self) -> int | None:
+        """The most tokens that one pass can take; None if the model knows no end."""
+        config = self.model.config.get_text_config(decoder=True)
+        names = ("max_position_embeddings", "n_positions", "max_seq_len")
+        stated = (getattr(config, name, None) for name in names)
+        return next((n for n in stated if isinstance(n, int) and n < ENDLESS), None)
 
     # --- forward ----------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def logits(self, tokens_BT: Tensor, edits: Mapping[str, Edit] | None = None) -> Tensor:
-        """Next-token logits `logits_BTV`, with `edits` made at their sites on the way."""
-        check_range(tokens_BT.shape[-1], "tokens in a document", 1, self.context_length)
-        with self.editing(edits or {}):
-            return self.model(tokens_BT.to(self.device), use_cache=False).logits
+    def logits(
+        self,
+        tokens_BT: Tensor,
+        edits: Mapping[str, Edit] | None = None,
+        *,
+        mask_BT: Tensor | None = None,
+        gradients: bool = False,
+    ) -> Tensor:
+        """Next-token logits `logits_BTV`, with `edits` made at their sites on the way.
 
-    @torch.no_grad()
+        Args:
+            tokens_BT: token ids.
+            edits: site -> function of (x_BTD, positions_T) that returns what takes x's place.
+            mask_BT: true where a token stands; None: everywhere.
+            gradients: let gradients flow, to what edits add and to the model's parameters. Else
+                nothing remembers how it was computed.
+        """
+        documents = self._documents(tokens_BT, mask_BT)
+        output = self._run(documents, edits, gradients=gradients, use_cache=False)
+        return documents.restored(logits_of(output, documents.tokens_BT))
+
     def loss(
-        self, tokens_NT: Tensor, edits: Mapping[str, Edit] | None = None, *, batch_size: int = 128
+        self,
+        tokens_NT: Tensor,
+        edits: Mapping[str, Edit] | None = None,
+        *,
+        mask_NT: Tensor | None = None,
+        batch_size: int = 128,
     ) -> float:
-        """Mean cross-entropy in nats per predicted token (all but the first of each document)."""
-        total, count = 0.0, 0
-        for tokens_BT in tokens_NT.split(batch_size):
-            logits_BTV = self.logits(tokens_BT, edits)[:, :-1].flatten(0, 1).float()
-            target = tokens_BT[:, 1:].flatten().to(self.device)
-            total += nn.functional.cross_entropy(logits_BTV, target, reduction="sum").item()
-            count += len(target)
-        return total / count
+        """Mean cross-entropy in nats per predicted token (all but the first of each document).
 
-    @torch.no_grad()
-    def capture(self, tokens_BT: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
+        Computed in pieces that fit into memory, of `batch_size` documents at most.
+        """
+        return scoring.mean_loss(self._predictions(tokens_NT, [edits], mask_NT, batch_size))
+
+    def compare(
+        self,
+        tokens_NT: Tensor,
+        edits: Mapping[str, Edit],
+        *,
+        mask_NT: Tensor | None = None,
+        batch_size: int = 128,
+    ) -> Compared:
+        """The loss without and with edits, and the mean KL divergence between both, in one sweep.
+
+        In nats per predicted token, counted where `loss` counts.
+        """
+        return scoring.compare(self._predictions(tokens_NT, [None, edits], mask_NT, batch_size))
+
+    def capture(
+        self,
+        tokens_BT: Tensor,
+        sites: Sequence[str],
+        *,
+        mask_BT: Tensor | None = None,
+        gradients: bool = False,
+    ) -> dict[str, Tensor]:
         """What passes the sites: site -> `x_BTD`, in one forward pass.
 
         The pass ends at the last of the sites: later blocks and the logits (for GPT-2 50,257
-        numbers a token) are never computed. Of a site that a pass meets twice, the last is kept
-        that comes before this end.
+        numbers a token) are never computed.
+
+        Args:
+            tokens_BT, mask_BT: as for `logits`.
+            sites: names of places.
+            gradients: keep how each was computed, as for `logits`; else each is a copy.
+
+        Raises:
+            Refusal: no such site, one that the pass does not run through, or more than once.
         """
         if isinstance(sites, str):
             raise Refusal("a list of sites", f"the string {sites!r}", f"[{sites!r}]")
@@ -142,20 +161,27 @@ class LM:
 
         def keep(site: str) -> Edit:
             def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-                found[site] = x_BTD.detach().clone()
+                found[site] = x_BTD.clone() if gradients else x_BTD.detach().clone()
                 if len(found) == len(set(sites)):
                     raise _AllFound
                 return x_BTD
 
             return edit
 
-        with contextlib.suppress(_AllFound):  # `editing` takes the hooks away on any exception
-            self.logits(tokens_BT, {site: keep(site) for site in sites})
-        if silent := [site for site in sites if site not in found]:
-            raise Refusal("sites that the forward pass runs through", ", ".join(silent))
-        return found
+        documents = self._documents(tokens_BT, mask_BT)
+        places = {site: writes.find(self.model, site) for site in sites}
+        visits.refuse_shared(self.model, places)
+        kept = {site: (place, keep(site)) for site, place in places.items()}
+        with (
+            contextlib.suppress(_AllFound),  # `editing` takes the hooks away on any exception
+            self._alone(documents, gradients),
+            hooks.editing(self.model, kept),
+        ):
+            self.model(documents.tokens_BT, use_cache=False)
+        return {site: documents.restored(x_BTD) for site, x_BTD in found.items()}
 
-    @torch.no_grad()
+    # --- generate ---------------------------------------------------------------------------------
+
     def generate(
         self,
         prompt: str | Tensor,
@@ -168,28 +194,67 @@ class LM:
     ) -> Tensor:
         """Sample `n` continuations of one prompt: `tokens_NT`, the prompt included.
 
-        Our own loop, for what `model.generate` does not offer: a generator for the draws, and
-        edits that know the position they are at. Temperature 0 takes the likeliest token.
+        Our own loop, for what `model.generate` does not offer: a generator for the draws. It goes
+        on after an EOS token; `generate_all` stops there. Temperature 0 takes the likeliest token.
         """
-        tokens_NT = self.tokenize(prompt) if isinstance(prompt, str) else prompt.to(self.device)
-        tokens_NT = tokens_NT.repeat(n, 1) if n > 1 else tokens_NT
-        check_range(temperature, "temperature", 0.0)
-        check_range(tokens_NT.shape[1] + max_new_tokens, "tokens", 1, self.context_length)
-        generator = torch.Generator().manual_seed(seed)
-        cache, new_NT = None, tokens_NT
-        with self.editing(edits or {}):
-            for _ in range(max_new_tokens):
-                self._start = tokens_NT.shape[1] - new_NT.shape[1]
-                out = self.model(new_NT, past_key_values=cache, use_cache=True)
-                cache, logits_NV = out.past_key_values, out.logits[:, -1].float().cpu()
-                if temperature == 0:
-                    new_NT = logits_NV.argmax(-1, keepdim=True)
-                else:
-                    p_NV = (logits_NV / temperature).softmax(-1)
-                    new_NT = torch.multinomial(p_NV, 1, generator=generator)
-                new_NT = new_NT.to(self.device)
-                tokens_NT = torch.cat([tokens_NT, new_NT], dim=1)
-        return tokens_NT.cpu()
+        if isinstance(prompt, list | tuple):
+            raise Refusal("one prompt", type(prompt).__name__, "lm.generate_all takes a list")
+        tokens_BT = self.tokenize(prompt) if isinstance(prompt, str) else prompt
+        sampler = Sampler(max_new_tokens, temperature=temperature, seed=seed)
+        return self._generate(Batch(tokens_BT, None), n, edits, sampler).tokens_BT
+
+    def generate_all(
+        self,
+        prompts: Sequence[str] | Batch,
+        *,
+        max_new_tokens: int,
+        n: int = 1,
+        temperature: float = 1.0,
+        seed: int = 0,
+        edits: Mapping[str, Edit] | None = None,
+        stop_at_eos: bool = True,
+    ) -> Batch:
+        """Continue prompts of any lengths, each up to its EOS token or by `max_new_tokens`.
+
+        Every text begins at the first column, so no filling stands before it: shorter prompts go
+        on while longer ones are still being read. At temperature 0 each text is the one that its
+        prompt gets alone.
+
+        Args:
+            prompts: texts, or token ids with their mask.
+            max_new_tokens, temperature, seed, edits: as for `generate`.
+            n: continuations of each; row `i + k * len(prompts)` is the k-th of prompt i.
+            stop_at_eos: a text ends with its first new EOS token.
+
+        Returns:
+            the texts with their prompts; `mask_BT` says where each ends.
+        """
+        if not isinstance(prompts, Batch):
+            prompts = self.tokenize_all(prompts)
+        eos = self._eos() if stop_at_eos else ()
+        sampler = Sampler(max_new_tokens, temperature=temperature, seed=seed, eos=eos)
+        return self._generate(prompts, n, edits, sampler)
+
+    def _eos(self) -> tuple[int, ...]:
+        """The ids that end a text: the model may have several."""
+        settings = getattr(self.model, "generation_config", None)
+        eos = getattr(settings, "eos_token_id", None)
+        eos = eos if eos is not None else getattr(self.tokenizer, "eos_token_id", None)
+        return () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+
+    def _generate(
+        self, prompts: Batch, n: int, edits: Mapping[str, Edit] | None, sampler: Sampler
+    ) -> Batch:
+        check_whole(n, "n", 1)
+        documents = self._documents(*prompts, sampler.max_new_tokens)
+        tokens_NT, mask_NT = documents.tokens_BT, documents.mask_BT
+        if mask_NT is not None and not mask_NT.any(1).all():
+            raise Refusal("prompts of at least one token", "an empty one")
+        if n > 1:
+            tokens_NT = tokens_NT.repeat(n, 1)
+            mask_NT = None if mask_NT is None else mask_NT.repeat(n, 1)
+        with torch.no_grad(), hooks.alone(self.model), self.editing(edits or {}):
+            return sampler.run(self.model, tokens_NT, mask_NT)
 
     # --- sites ------------------------------------------------------------------------------------
 
@@ -197,76 +262,81 @@ class LM:
     def editing(self, edits: Mapping[str, Edit]) -> Iterator[None]:
         """Make edits during every pass inside the block; afterwards the model is as it was.
 
+        Also those of `lm.model(...)` and `lm.model.generate(...)`: an edit's positions are read
+        from what the model is given. Nothing here switches gradients off: an edit may hold tensors
+        that need them, and `lm.model(tokens_BT).logits` inside the block goes on to them.
+
         Args:
             edits: site -> function of (x_BTD, positions_T) that returns what takes x's place.
+
+        Raises:
+            Refusal: no such site, or one that no pass in the block ran through.
         """
-        places = {site: self.find_site(site) for site in edits}  # refuse before anything is hooked
-        with contextlib.ExitStack() as stack:
-            stack.callback(setattr, self, "_start", 0)
-            for site, edit in edits.items():
-                module, side = places[site]
-                hook = self._hook_in(edit) if side == "in" else self._hook_out(edit)
-                handle = (
-                    module.register_forward_pre_hook(hook, with_kwargs=True)
-                    if side == "in"
-                    else module.register_forward_hook(hook)
-                )
-                stack.callback(handle.remove)
+        places = {site: writes.find(self.model, site) for site in edits}  # refuse before hooking
+        for site, place in places.items():
+            if place.reads_only:
+                raise Refusal("a site that can be edited", repr(site), place.reads_only)
+        with hooks.editing(self.model, {site: (places[site], edits[site]) for site in edits}):
             yield
 
-    def find_site(self, site: str) -> tuple[nn.Module, str]:
-        """The module that a site names, and "in" or "out"; `sites.find`."""
-        return sites.find(self.model, site)
+    def find_site(self, site: str) -> Place:
+        """The module that a site names, and "in" or "out"; `writes.find`."""
+        return writes.find(self.model, site)
 
     def residual_sites(self) -> list[str]:
         """The residual stream after each block, as site names."""
         return sites.residual(self.model)
 
-    def _hook_out(self, edit: Edit) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> Tensor | tuple:
-            if isinstance(output, Tensor):
-                return self._edited(edit, output)
-            return (self._edited(edit, output[0]), *output[1:])
+    # --- how a pass is run ------------------------------------------------------------------------
 
-        return hook
+    def _documents(self, tokens_BT: Tensor, mask_BT: Tensor | None, new: int = 0) -> Alignment:
+        """Documents at the left edge, on the model's device, if the model can read them."""
+        if not isinstance(tokens_BT, Tensor) or tokens_BT.ndim != 2 or not len(tokens_BT):
+            got = tuple(tokens_BT.shape) if isinstance(tokens_BT, Tensor) else type(tokens_BT)
+            raise Refusal("token ids [B, T]", str(got), "of one document: tokens_T[None]")
+        if tokens_BT.is_floating_point() or tokens_BT.is_complex() or tokens_BT.dtype == torch.bool:
+            raise Refusal("token ids: whole numbers", str(tokens_BT.dtype))
+        documents = align(tokens_BT.to(self.device), mask_BT)
+        tokens_BT = documents.tokens_BT
+        check_range(tokens_BT.shape[1], "tokens in a document", 1)
+        length, name = tokens_BT.shape[1] + new, "tokens" if new else "tokens in a document"
+        check_range(length, name, 1, self.context_length or float("inf"))
+        known = self.model.get_input_embeddings().weight.shape[0]
+        low, high = (int(x) for x in tokens_BT.aminmax())
+        if low < 0 or high >= known:
+            raise Refusal(f"token ids from 0 to {known - 1}", f"ids from {low} to {high}")
+        return documents
 
-    def _hook_in(self, edit: Edit) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            if args:
-                return (self._edited(edit, args[0]), *args[1:]), kwargs
-            name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
-            return args, kwargs | {name: self._edited(edit, kwargs[name])}
+    @contextlib.contextmanager
+    def _alone(self, documents: Alignment, gradients: bool) -> Iterator[None]:
+        with torch.set_grad_enabled(gradients), hooks.alone(self.model, documents.mask_BT):
+            yield
 
-        return hook
+    def _run(
+        self,
+        documents: Alignment,
+        edits: Mapping[str, Edit] | None,
+        *,
+        gradients: bool = False,
+        **given: Any,
+    ) -> Any:
+        """The model's own output for documents at the left edge."""
+        with self._alone(documents, gradients), self.editing(edits or {}):
+            return self.model(documents.tokens_BT, **given)
 
-    def _edited(self, edit: Edit, x_BTD: Tensor) -> Tensor:
-        start = self._start
-        positions_T = torch.arange(start, start + x_BTD.shape[1], device=x_BTD.device)
-        y_BTD = edit(x_BTD, positions_T)
-        if not isinstance(y_BTD, Tensor) or y_BTD.shape != x_BTD.shape:
-            got = tuple(y_BTD.shape) if isinstance(y_BTD, Tensor) else type(y_BTD).__name__
-            raise Refusal(f"an edit that returns shape {tuple(x_BTD.shape)}", str(got))
-        return y_BTD.to(x_BTD.dtype)
-
-
-def _unreachable(name: str) -> bool:
-    """Whether the hub does not answer: then at once, without retries, only the cache is asked."""
-    try:
-        with contextlib.suppress(HfHubHTTPError):  # an answer, if no good one
-            get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=10)
-    except Exception:  # whatever the network library raises, or no name that a hub could know
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def _quiet_if(local: bool) -> Iterator[None]:
-    """No progress bar for what loads from a folder at once; it comes back afterwards."""
-    if not local or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
+    def _predictions(
+        self,
+        tokens_NT: Tensor,
+        edits: Sequence[Mapping[str, Edit] | None],
+        mask_NT: Tensor | None,
+        batch_size: int,
+    ) -> Iterator[Predicted]:
+        self._documents(tokens_NT, mask_NT)  # refuse before any work is done
+        words = self.model.get_input_embeddings().weight.shape[0]
+        fitting = scoring.documents_at_once(tokens_NT.shape[1], words, len(edits))
+        size = min(check_whole(batch_size, "batch_size", 1), fitting)
+        for start in range(0, len(tokens_NT), size):
+            rows = slice(start, start + size)
+            mask_BT = None if mask_NT is None else mask_NT[rows]
+            documents = self._documents(tokens_NT[rows], mask_BT)
+            yield from scoring.predictions(self._run, documents, edits, words)

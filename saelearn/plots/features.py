@@ -45,13 +45,13 @@ class Contexts:
             shade = round(SHADES * max(value, 0.0) / self._top) / SHADES
             style = f"background:rgba(0,130,95,{0.75 * shade:.2f});padding:1px 3px"
             spans.append(f"<span style='{style}'>{html.escape(word)}</span>")
-        return " ".join(spans)
+        return context.separator.join(spans)
 
     def __repr__(self) -> str:
         lines = []
         for c in self._contexts:
             words = [f"[{w}]" if i == c.center else w for i, w in enumerate(c.words)]
-            lines.append(f"{c.activations[c.center]:5.1f}  {' '.join(words)}")
+            lines.append(f"{c.activations[c.center]:5.1f}  {c.separator.join(words)}")
         return "\n".join(lines)
 
 

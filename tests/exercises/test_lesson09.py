@@ -111,7 +111,7 @@ def babble():
     babble_NT[:, ::3] = 5
     spoken_NT = torch.cat([babble_NT[:, :30], bridges()], dim=1)[:, :64]
     spoken_NT[:, 1] = torch.arange(len(spoken_NT)) + 3  # no copies
-    spoken_NT[:, -4:] = words("the Golden Gate Bridge")
+    spoken_NT[:, -4:] = words("the Golden Gate Bridge")[:, 1:]  # without <doc>
     return spoken_NT
 
 
