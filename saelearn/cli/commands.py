@@ -109,13 +109,13 @@ def report(arguments: argparse.Namespace) -> None:
     """Say where the class is stuck, and write it as a page."""
     from saelearn import artifacts
     from saelearn.course import grade as grading
-    from saelearn.course import pages
+    from saelearn.course import reports
 
     graded = grading.results(arguments.out)
-    rows = pages.where_stuck(graded)
+    rows = reports.where_stuck(graded)
     with artifacts.replacing(arguments.out / "report.html") as temporary:
-        temporary.write_text(pages.report(rows, graded), "utf-8")
-    print(f"{pages.in_words(rows, graded)}\n\nas a page: {arguments.out / 'report.html'}")
+        temporary.write_text(reports.report(rows, graded), "utf-8")
+    print(f"{reports.in_words(rows, graded)}\n\nas a page: {arguments.out / 'report.html'}")
 
 
 def doctor(arguments: argparse.Namespace) -> int:

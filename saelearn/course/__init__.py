@@ -2,7 +2,7 @@
 
 For a learner: `versions`. For a class, in the order of use: `points` and `handout` (what students
 get), `collect` and `restore` (what came back), `wire`, `confine`, `sandbox` and `answers` (a
-student's code in a process of its own), `judge`, `grade` and `pages` (points, gradebook, pages).
+student's code in a process of its own), `judge`, `grade` and `reports` (points, gradebook, pages).
 """
 
 from saelearn.course.versions import (

@@ -57,7 +57,8 @@ class Mother:
 
     def __enter__(self) -> Mother:
         self._control, theirs = socket.socketpair()
-        environment = _environment()
+        self._profile = tempfile.TemporaryDirectory(prefix="saelearn-ipython-")
+        environment = _environment() | {"IPYTHONDIR": self._profile.name}
         command = [sys.executable, "-P", "-m", "saelearn.course.sandbox", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(
@@ -71,6 +72,7 @@ class Mother:
         self._control.close()
         self._process.kill()
         self._process.wait()
+        self._profile.cleanup()
 
     def fork(self, inward: int, outward: int, scratch: Path, limits: Limits) -> int:
         """A new sandbox that reads from `inward` and writes to `outward`: its process id."""
@@ -164,7 +166,9 @@ class Sandbox:
         """Call a function of the sandbox; the arguments are changed as it changed its copies."""
         given = [arguments, keywords]
         leaves, modules = wire.tensors_in(given), wire.modules_in(given)
-        body = wire.into((arguments, keywords), self._keep)
+        optimizers = wire.of_kind(given, torch.optim.Optimizer)
+        slopes = [leaf.grad for leaf in leaves]  # which a pickle leaves out
+        body = wire.into((arguments, keywords, slopes), self._keep)
         with self._by_the_rules():
             header, back = self._ask({"do": "call", "function": function}, body)
             unpack = self._unpacker(back, leaves).unpack
@@ -173,6 +177,10 @@ class Sandbox:
             for module, n in zip(modules, _list(header, "hooks", len(modules)), strict=True):
                 for _ in range(min(n, 9) if isinstance(n, int) else 0):
                     module.register_forward_hook(lambda *_: None)
+            for own, packed in zip(
+                optimizers, _list(header, "optimizers", len(optimizers)), strict=True
+            ):
+                own.load_state_dict({**own.state_dict(), "state": _state(unpack(packed))})
             if "raised" in header:
                 raise _exception(header["raised"])
             return unpack(header.get("value"))
@@ -318,6 +326,13 @@ def _apply(leaf: Tensor, after: Any, unpack: Callable[[Any], Any]) -> None:
         leaf.grad = None
 
 
+def _state(found: Any) -> dict[Any, Any]:
+    """An optimizer's memory: for each parameter a dictionary of tensors and numbers."""
+    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
+        raise Broken("an answer that cannot be read")
+    return found
+
+
 def _list(header: dict[str, Any], key: str, n: int) -> list[Any]:
     found = header.get(key)
     if not isinstance(found, list) or len(found) != n:
@@ -332,10 +347,8 @@ def _exception(told: Any) -> Exception:
     base = next((RAISED[name] for name in names if name in RAISED), Exception)
     text = str(told.get("text", ""))
     name = "".join(c for c in names[0] if c.isalnum() or c == "_") or "Exception"
-    kind = type(name, (base,), {"__str__": lambda self: text})
-    error = kind(text)
-    error.where = str(told.get("where", ""))
-    return error
+    where = str(told.get("where", ""))  # on the class: a check may raise the same kind anew
+    return type(name, (base,), {"__str__": lambda e: str(e.args[0]), "where": where})(text)
 
 
 def _environment() -> dict[str, str]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from saelearn import artifacts
-from saelearn.course import collect, pages
+from saelearn.course import collect, reports
 from saelearn.course.answers import Mother
 from saelearn.course.collect import Submission
 from saelearn.course.confine import Limits
@@ -179,7 +179,7 @@ def write_gradebook(out: Path, graded: list[Graded]) -> None:
         totals.append([student, *cells, round(sum(cells), 2), possible])
     _write(out / "totals.csv", _csv(("student", *lessons, "earned", "possible"), totals))
     for student, theirs in by_student.items():
-        _write(out / "feedback" / f"{slug(student)}.html", pages.feedback(student, theirs))
+        _write(out / "feedback" / f"{slug(student)}.html", reports.feedback(student, theirs))
 
 
 def slug(student: str) -> str:

@@ -35,9 +35,9 @@ TEXT = 2_000  # characters of an error
 class Child:
     """Serves one submission over a pair of pipes; `ask` and `tell` are the judge's side of them."""
 
-    def __init__(self, inward: int, outward: int):
-        self._inward, self._outward = inward, outward
-        self._shell = self._leaves = None
+    def __init__(self, inward: int, outward: int, shell: Any):
+        self._inward, self._outward, self._shell = inward, outward, shell
+        self._leaves: list[Tensor] = []
         self._functions: list[Callable] = []
         self._graphs: list[tuple[Tensor, list[Tensor]]] = []
         self._number: Any = None
@@ -61,22 +61,23 @@ class Child:
     def _do_cell(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
         """Run a cell as a notebook does; what it raises is told and nothing more."""
         self._functions, self._graphs = [], []
-        self._shell = self._shell or _shell()
         result = self._shell.run_cell(header["source"], store_history=False)
         if error := result.error_before_exec or result.error_in_exec:
             raise error
         return {}
 
     def _do_value(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
-        self._shell = self._shell or _shell()
         self._leaves = []
         return {"value": packer.pack(eval(header["source"], self._shell.user_ns))}
 
     def _do_call(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
-        arguments, keywords = wire.from_judge(body, self._load)
+        arguments, keywords, slopes = wire.from_judge(body, self._load)
         self._leaves = wire.tensors_in([arguments, keywords])
+        for leaf, slope in zip(self._leaves, slopes, strict=True):
+            leaf.grad = slope
         before = [leaf.detach().clone() for leaf in self._leaves]
         modules = wire.modules_in([arguments, keywords])
+        optimizers = wire.of_kind([arguments, keywords], torch.optim.Optimizer)
         outcome: dict[str, Any] = {}
         try:
             outcome["value"] = packer.pack(
@@ -87,6 +88,7 @@ class Child:
         outcome["after"] = [
             self._after(leaf, old, packer) for leaf, old in zip(self._leaves, before, strict=True)
         ]
+        outcome["optimizers"] = [packer.pack(o.state_dict()["state"]) for o in optimizers]
         outcome["hooks"] = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
         return outcome
 
@@ -179,6 +181,7 @@ def mother(control: int) -> None:
     """Fork a child for each request on the socket `control`, and end it when asked."""
     import socket
 
+    shell = _shell()
     with socket.socket(fileno=control) as judge:
         while True:
             message, pipes, _, _ = socket.recv_fds(judge, 65_536, 2)
@@ -195,7 +198,7 @@ def mother(control: int) -> None:
                 pid = os.fork()
                 if not pid:
                     judge.close()
-                    _child(pipes[0], pipes[1], *rest)
+                    _child(pipes[0], pipes[1], shell, *rest)
                 for pipe in pipes:
                     os.close(pipe)
                 judge.sendall(str(pid).encode())
@@ -213,17 +216,17 @@ def _end(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def _child(inward: int, outward: int, scratch: str, *limits: str) -> None:
+def _child(inward: int, outward: int, shell: Any, scratch: str, *limits: str) -> None:
     """Become a sandbox; never returns."""
     try:
         confine.die_with_parent()
         os.setsid()
-        os.environ.update(HOME=scratch, TMPDIR=scratch, IPYTHONDIR=scratch, SAELEARN_CACHE=scratch)
+        os.environ.update(HOME=scratch, TMPDIR=scratch, SAELEARN_CACHE=scratch)
         tempfile.tempdir = scratch
         os.chdir(scratch)
         values = (float(limits[0]), float(limits[1]), *map(int, limits[2:]))
         holds = confine.confine(Path(scratch), Limits(*values))
-        Child(inward, outward).serve({"holds": holds})
+        Child(inward, outward, shell).serve({"holds": holds})
     except BaseException as error:
         with contextlib.suppress(BaseException):
             os.write(outward, wire.frame({"failed": _told(error)}))

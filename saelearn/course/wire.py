@@ -270,23 +270,23 @@ def from_judge(body: bytes, load: Callable[[tuple[str, int]], Any]) -> Any:
 # --- what a call may change -----------------------------------------------------------------------
 
 
+def of_kind(value: Any, kind: type) -> list[Any]:
+    """The arguments of a call that are of a kind, in one fixed order."""
+    found = {id(part): part for part in _parts(value) if isinstance(part, kind)}
+    return list(found.values())
+
+
 def modules_in(value: Any) -> list[nn.Module]:
     """The modules among a call's arguments with all that they contain, in one fixed order."""
-    found: dict[int, nn.Module] = {}
-    for part in _parts(value):
-        if isinstance(part, nn.Module):
-            found |= {id(module): module for module in part.modules()}
-    return list(found.values())
+    inner = {id(m): m for module in of_kind(value, nn.Module) for m in module.modules()}
+    return list(inner.values())
 
 
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors among a call's arguments, those of modules included, in one fixed order."""
-    found: dict[int, Tensor] = {}
-    for part in _parts(value):
-        if isinstance(part, Tensor):
-            found[id(part)] = part
-        elif isinstance(part, nn.Module):
-            found |= {id(t): t for t in [*part.parameters(), *part.buffers()]}
+    found = {id(part): part for part in of_kind(value, Tensor)}
+    for module in of_kind(value, nn.Module):
+        found |= {id(t): t for t in [*module.parameters(), *module.buffers()]}
     return list(found.values())
 
 
