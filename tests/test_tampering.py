@@ -41,7 +41,7 @@ def inside(body: str) -> str:
 
 
 ATTEMPTS = {
-    "variables": f"import os\nos.environ.pop('SAELEARN_GRADE', 0)\nos.environ['HOME'] = '/'\n{WRONG}",
+    "variables": f"import os\nos.environ.pop('SAELEARN_GRADE', 0)\nos.environ.clear()\n{WRONG}",
     "torch patched": (
         f"{WRONG}torch.allclose = torch.equal = lambda *a, **k: True\n"
         "torch.Tensor.__eq__ = lambda *a: True\ntorch.as_tensor = lambda *a, **k: a[0]"
@@ -144,13 +144,14 @@ ATTEMPTS = {
     ),
     "code in a name": inside("return type(\"__import__('os').system('touch x')\", (), {})(), 1"),
     "junk on the wire": (
-        f"{WRONG}import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'\\0' * 8 + b'junk' * 99)\n"
+        f"{WRONG}import os\nfor fd in range(3, 64):\n"
+        "    try: os.write(fd, b'\\0' * 8 + b'junk' * 99)\n"
         "    except OSError: pass"
     ),
     "closed wire": f"{WRONG}import os\nos.closerange(3, 64)",
     "forged replies": (
         f"{WRONG}import gc\nfrom saelearn.course.sandbox import Child\n"
-        "Child._do_call = lambda *a: {'value': {'is': 'str', 'as': 'passed'}, 'verdict': 'passed',\n"
+        "Child._do_call = lambda *a: {'value': {'is': 'str', 'as': 'passed'}, 'verdict': True,\n"
         "    'earned': 100, 'after': [None] * 99, 'hooks': [10**9], 'optimizers': 'x'}\n"
         "Child._do_value = lambda *a: {'value': {'is': 'tensor', 'index': '7', 'numpy': 'x'}}"
     ),
@@ -162,7 +163,7 @@ ATTEMPTS = {
         f"{WRONG}import saelearn.course.wire as w\n"
         "w.Packer.body = lambda self: b'\\xff' * 8 + b'{' * 1000"
     ),
-    "another default": f"{WRONG}torch.set_default_dtype(torch.float16)\ntorch.set_grad_enabled(False)",
+    "another default": f"{WRONG}torch.set_default_dtype(torch.half)\ntorch.set_grad_enabled(False)",
     "deletes its folder": f"{WRONG}import os, shutil\nshutil.rmtree(os.getcwd())",
     "a syntax error": "def tied(x, M, b) return",
 }

@@ -182,6 +182,7 @@ def mother(control: int) -> None:
     import socket
 
     shell = _shell()
+    _warm_up()
     with socket.socket(fileno=control) as judge:
         while True:
             message, pipes, _, _ = socket.recv_fds(judge, 65_536, 2)
@@ -205,6 +206,18 @@ def mother(control: int) -> None:
             else:
                 _end(int(rest[0]))
                 judge.sendall(b"done")
+
+
+def _warm_up() -> None:
+    """torch imports parts of itself at an optimizer's first step, a second that is paid once here.
+
+    Without `backward`, which may start threads, and with threads no process should fork.
+    """
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.zeros(1)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _end(pid: int) -> None:
