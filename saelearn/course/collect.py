@@ -25,7 +25,7 @@ from saelearn.errors import ArtifactError
 LARGEST = 64 * 2**20  # bytes of one notebook: a lesson with its pictures has two
 MOST = 500  # files looked at for one student
 ENCODINGS = ("utf-8-sig", "utf-16", "cp1252")  # as they come from Windows
-HIDDEN = re.compile(r"(^|/)(\.|__MACOSX/|Thumbs\.db)")
+HIDDEN = re.compile(r"(^|/)(\.[^./]|__MACOSX/|Thumbs\.db)")
 
 
 @dataclass(frozen=True)

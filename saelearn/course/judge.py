@@ -64,11 +64,12 @@ def judge(
         salt: what the hidden numbers are drawn from.
     """
     started = time.monotonic()
-    if student is None:
-        steps, notes = restored(released, released)
-        verdict = Verdict("open", "", "nothing was handed in that can be read")
-        return Judged([_mark(s.check, verdict) for s in steps if s.check], [], [], 0.0)
-    steps, notes = restored(student, released)
+    untouched, _ = restored(released, released)
+    steps, notes = restored(student, released) if student is not None else (untouched, [])
+    if steps == untouched:
+        said = "nothing was handed in that can be read" if student is None else "not answered"
+        verdict = Verdict("open", "", said)
+        return Judged([_mark(s.check, verdict) for s in steps if s.check], notes, [], 0.0)
     marks: dict[str, Mark] = {}
     left_out: set[str] = set()
     holds: list[str] = []
