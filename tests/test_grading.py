@@ -364,9 +364,11 @@ def test_every_lessons_reference_gets_everything_and_its_hand_out_nothing(lesson
     complete = artifacts.read_json(lesson)
     released = points.released(complete, lesson.stem)
     reference = restore.solved(complete, released)
+    own = {"cell_type": "code", "source": "x = 1"}  # else nothing would be run
     with Mother(judge.imported(released)) as mother:
         full = judge.judge(reference, released, mother, salt=b"s")
-        empty = judge.judge(released, released, mother, salt=b"s")
+        unsolved = {**released, "cells": [own, *released["cells"]]}
+        empty = judge.judge(unsolved, released, mother, salt=b"s")
     short = [mark for mark in full.marks if mark.earned < mark.points]
     assert short == []
     assert full.notes == []
@@ -406,12 +408,12 @@ def fill(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def once(tmp_path_factory) -> Path:
+def once(tmp_path_factory, mother) -> Path:
     """A class that was released, handed in and graded: `out.zip`, `submissions` and `grades`."""
     place = tmp_path_factory.mktemp("class")
     handout.release(["04"], place / "out", source=small_class.publish(place / "notebooks"))
     fill(place / "submissions")
-    run(place / "submissions", place / "grades")
+    run(place / "submissions", place / "grades", mother=mother)
     return place
 
 
@@ -454,12 +456,12 @@ def test_the_gradebook_adds_up_and_is_safe_to_open(once):
 
 
 @posix
-def test_what_is_graded_is_graded_again_only_if_it_changed(place):
+def test_what_is_graded_is_graded_again_only_if_it_changed(place, mother):
     before, said = books(place / "grades"), []
-    run(place / "submissions", place / "grades", say=said.append)
+    run(place / "submissions", place / "grades", mother=mother, say=said.append)
     assert said == [] and books(place / "grades") == before
     hand_in(place / "submissions" / "cleo", answered(**ALL))
-    run(place / "submissions", place / "grades", say=said.append)
+    run(place / "submissions", place / "grades", mother=mother, say=said.append)
     assert len(said) == 1 and "cleo" in said[0]
 
 
@@ -516,23 +518,23 @@ def with_key_of(out: Path, other: Path) -> Path:
 
 
 @posix
-def test_killed_in_the_middle_it_ends_with_the_same_gradebook(place):
+def test_killed_in_the_middle_it_ends_with_the_same_gradebook(place, mother):
     other = with_key_of(place / "grades", place / "killed")
     assert killed_at(25, place / "submissions", other)
     assert not (other / "gradebook.csv").exists()
-    run(place / "submissions", other)
+    run(place / "submissions", other, mother=mother)
     assert books(other) == books(place / "grades")
 
 
 @posix
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_with_the_same_gradebook(place):
+def test_killed_again_and_again_it_ends_with_the_same_gradebook(place, mother):
     for first in range(1, 200, 7):
         other = with_key_of(place / "grades", place / f"killed-{first}")
         if not killed_at(first, place / "submissions", other):
             break
         killed_at(first // 2 + 1, place / "submissions", other)
-        run(place / "submissions", other)
+        run(place / "submissions", other, mother=mother)
         assert books(other) == books(place / "grades"), first
     assert first > 60
 
@@ -558,7 +560,7 @@ def test_killed_while_a_student_loops_nothing_stays_behind(place):
 
 
 @posix
-def test_a_submission_that_ends_the_grader_twice_is_left_to_the_teacher(place, monkeypatch):
+def test_a_submission_that_ends_the_grader_twice_is_left_to_the_teacher(place, mother, monkeypatch):
     def crash(notebook, *arguments, **options):
         if notebook is not None and "my_guess = 32" in points.text(notebook["cells"][3]):
             raise KeyboardInterrupt
@@ -569,18 +571,18 @@ def test_a_submission_that_ends_the_grader_twice_is_left_to_the_teacher(place, m
     shutil.rmtree(place / "grades")
     for _ in range(2 * grade.TRIES):  # two of the class made the prediction: ann and dan
         with pytest.raises(KeyboardInterrupt):
-            run(place / "submissions", place / "grades")
-    graded = {g.student: g for g in run(place / "submissions", place / "grades")}
+            run(place / "submissions", place / "grades", mother=mother)
+    graded = {g.student: g for g in run(place / "submissions", place / "grades", mother=mother)}
     assert graded["ann"].earned == 0 and "please look at it" in graded["ann"].notes[0]
     assert graded["=cmd|calc'!A0"].earned == 2
 
 
 @posix
-def test_a_package_that_changes_while_it_grades_ends_the_grading(place, monkeypatch):
+def test_a_package_that_changes_while_it_grades_ends_the_grading(place, mother, monkeypatch):
     states = iter("abbbbb")
     monkeypatch.setattr(grade, "_package", lambda: next(states))
     with pytest.raises(Refusal, match="package to stay as it is"):
-        run(place / "submissions", place / "grades")
+        run(place / "submissions", place / "grades", mother=mother)
 
 
 def test_the_grader_never_evaluates_what_comes_from_a_student():

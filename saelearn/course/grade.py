@@ -13,6 +13,7 @@ again, and the gradebook is made of the results alone, so that it does not depen
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -48,6 +49,7 @@ def grade(
     workers: int = 1,
     limits: Limits | None = None,
     say: Callable[[str], None] = lambda _: None,
+    mother: Mother | None = None,
 ) -> list[Graded]:
     """Grade what is in `folder`, and write the gradebook and feedback into `out`.
 
@@ -58,6 +60,7 @@ def grade(
         workers: how many submissions at once.
         limits: of each submission.
         say: is told how it goes, a line at a time.
+        mother: what forks sandboxes, if one runs already.
 
     Raises:
         Refusal: `out` holds the grades of another release, or the package changed meanwhile.
@@ -68,7 +71,7 @@ def grade(
     names = collect.students(folder, release)
     if workers > 1:
         _share(folder, release_at, out, workers, limits)
-    grade_part(folder, release_at, out, limits=limits, say=say)
+    grade_part(folder, release_at, out, limits=limits, say=say, mother=mother)
     graded = [_recall(_place(out, s)) for s in _all(names, release)]
     write_gradebook(out, [each for each in graded if each])
     return [each for each in graded if each]
@@ -82,6 +85,7 @@ def grade_part(
     part: tuple[int, int] = (0, 1),
     limits: Limits | None = None,
     say: Callable[[str], None] = lambda _: None,
+    mother: Mother | None = None,
 ) -> None:
     """Grade every n-th submission that has no result yet; `part` is which, and n."""
     release = read_release(release_at)
@@ -94,10 +98,10 @@ def grade_part(
         known = _recall(_place(out, submission))
         if number % part[1] == part[0] and (known is None or known.digest != digest):
             todo.append((submission.student, submission.lesson, digest))
-    modules = set().union(*map(imported, release.lessons.values()))
     if not todo:
         return
-    with Mother(modules) as mother:
+    modules = set().union(*map(imported, release.lessons.values()))
+    with contextlib.nullcontext(mother) if mother else Mother(modules) as mother:
         for number, (student, lesson, digest) in enumerate(todo, 1):
             submission = _again(folder, release, student, lesson)
             salt = hashlib.sha256(key + digest.encode()).digest()
