@@ -70,47 +70,54 @@ def judge(
         said = "nothing was handed in that can be read" if student is None else "not answered"
         verdict = Verdict("open", "", said)
         return Judged([_mark(s.check, verdict) for s in steps if s.check], notes, [], 0.0)
-    marks: dict[str, Mark] = {}
-    left_out: set[str] = set()
-    holds: list[str] = []
-    for _ in range(1 + RESTARTS):
-        fatal = ""
-        with Sandbox(mother, limits or Limits()) as sandbox:
-            holds = sandbox.holds
-            for step in steps:
-                if step.name not in left_out and (
-                    fatal := _take(step, sandbox, marks, notes, salt)
-                ):
-                    left_out.add(step.name)
-                    break
-        if not fatal:
-            break
+    lesson = _Lesson(steps, mother, limits or Limits(), salt)
+    lesson.run()
     rest = Verdict("wrong", "", "not reached: your code ended Python again and again before it")
     return Judged(
-        [marks.get(s.name) or _mark(s.check, rest) for s in steps if s.check],
-        list(dict.fromkeys(notes)),
-        holds,
+        [lesson.marks.get(s.name) or _mark(s.check, rest) for s in steps if s.check],
+        list(dict.fromkeys(notes + lesson.notes)),
+        lesson.holds,
         round(time.monotonic() - started, 2),
     )
 
 
-def _take(
-    step: Step, sandbox: Sandbox, marks: dict[str, Mark], notes: list[str], salt: bytes
-) -> str:
-    """One step; returns why the sandbox is no more, if so."""
-    if step.name in marks:
-        return ""
-    started = time.monotonic()
-    if step.check is None:
+class _Lesson:
+    """One run of a lesson's steps, in as many sandboxes as it takes."""
+
+    def __init__(self, steps: list[Step], mother: Mother, limits: Limits, salt: bytes):
+        self._steps, self._mother, self._limits, self._salt = steps, mother, limits, salt
+        self.marks: dict[str, Mark] = {}
+        self.notes: list[str] = []
+        self.holds: list[str] = []
+
+    def run(self) -> None:
+        """Take all steps; what ends a sandbox is left out of the next one."""
+        left = list(self._steps)
+        for _ in range(1 + RESTARTS):
+            with Sandbox(self._mother, self._limits) as sandbox:
+                self.holds = sandbox.holds
+                fatal = next((step for step in left if self._ends(step, sandbox)), None)
+            if fatal is None:
+                return
+            left.remove(fatal)
+
+    def _ends(self, step: Step, sandbox: Sandbox) -> bool:
+        """Take a step; whether the sandbox is no more."""
+        if step.check is None:
+            self._run_cell(step, sandbox)
+        elif step.name not in self.marks:
+            started = time.monotonic()
+            verdict = _verdict(step.check, sandbox, self._salt)
+            took = round(time.monotonic() - started, 2)
+            self.marks[step.name] = _mark(step.check, verdict, took)
+        return bool(sandbox.gone)
+
+    def _run_cell(self, step: Step, sandbox: Sandbox) -> None:
         try:
             if raised := sandbox.run(step.source):
-                notes.append(f"cell {step.name} raised {raised[:300]}")
+                self.notes.append(f"cell {step.name} raised {raised[:300]}")
         except Gone as gone:
-            notes.append(f"cell {step.name}: {gone}")
-        return sandbox.gone
-    verdict = _verdict(step.check, sandbox, salt)
-    marks[step.name] = _mark(step.check, verdict, round(time.monotonic() - started, 2))
-    return sandbox.gone
+            self.notes.append(f"cell {step.name}: {gone}")
 
 
 def _mark(check: Check, verdict: Verdict, seconds: float = 0.0) -> Mark:
