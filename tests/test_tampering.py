@@ -165,6 +165,7 @@ ATTEMPTS = {
     ),
     "another default": f"{WRONG}torch.set_default_dtype(torch.half)\ntorch.set_grad_enabled(False)",
     "deletes its folder": f"{WRONG}import os, shutil\nshutil.rmtree(os.getcwd())",
+    "a terminal's codes": inside("raise ValueError('\\x1b]0;owned\\x07\\x1b[2J')"),
     "a syntax error": "def tied(x, M, b) return",
 }
 KEPT_AWAY = {  # what the system can refuse: if it does not, the answer becomes right
@@ -232,7 +233,8 @@ SPOILT = {"torch patched", "builtins patched", "showtraceback", "forged replies"
 def test_nothing_is_earned_by_trying_and_what_is_right_is_paid(name, graded):
     marks = graded(ATTEMPTS[name])
     assert marks["tied"].earned == 0
-    assert marks["tied"].state in ("wrong", "open") and marks["tied"].message
+    assert marks["tied"].state in ("wrong", "open")
+    assert marks["tied"].message.replace("\n", "").isprintable() and marks["tied"].message
     assert marks["train_step"].earned == marks["predicted_found"].earned == 0
     paid = marks["ingredients"].earned == POINTS["ingredients"]
     assert paid or name in SPOILT, marks["ingredients"]
@@ -244,6 +246,28 @@ def test_what_is_out_of_reach(attempt, graded):
     marks = graded(if_it_can(attempt))
     assert marks["tied"].earned == 0, "it could"
     assert marks["ingredients"].earned == POINTS["ingredients"]
+
+
+HEARD: list[str] | None = None
+
+
+def _listen(event: str, arguments: tuple) -> None:
+    if HEARD is not None and event in ("pickle.find_class", "exec", "import", "marshal.loads"):
+        HEARD.append(f"{event} {arguments}")
+
+
+@pytest.mark.parametrize("name", ["code in a pickle", "code in a name", "forged replies"])
+def test_the_grader_unpickles_runs_and_imports_nothing(name, graded):
+    """Heard by Python's own audit, in the process that judges."""
+    global HEARD
+    graded(RIGHT)  # so that what a check imports itself is there
+    sys.addaudithook(_listen)
+    HEARD = []
+    try:
+        graded(ATTEMPTS[name], train_step=True)
+        assert HEARD == []
+    finally:
+        HEARD = None
 
 
 def test_an_attempt_that_can_is_seen(graded):

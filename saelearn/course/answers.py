@@ -27,6 +27,7 @@ from saelearn import artifacts
 from saelearn.course import wire
 from saelearn.course.confine import Limits
 from saelearn.course.wire import Broken, Yours
+from saelearn.errors import Refusal
 
 MOST_QUESTIONS = 10_000  # calls of the judge's functions that one request may make
 ENDED = "your code ended Python, or took more memory or processor time than it may"
@@ -93,7 +94,8 @@ class Mother:
         except OSError:
             reply = ""
         if not reply:
-            raise RuntimeError("the process that starts sandboxes has ended")
+            expected = "a process that starts sandboxes"
+            raise Refusal(expected, "none: it has ended", "the same command goes on where it was")
         return reply
 
 
@@ -126,7 +128,7 @@ class Sandbox:
         self._until(30)
         header, _ = wire.read_frame(self._read)
         if "failed" in header:
-            raise RuntimeError(f"no sandbox here: {header['failed']}")
+            raise Refusal("a sandbox", f"{_exception(header['failed'])}", "see `saelearn doctor`")
         self.holds = [str(each) for each in header["holds"]]
         return self
 

@@ -77,7 +77,7 @@ def _limit(limits: Limits) -> list[str]:
 # --- Linux ----------------------------------------------------------------------------------------
 
 _libc = ctypes.CDLL(None, use_errno=True)
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE = 1, 38, 4
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 
 
 def die_with_parent() -> None:
@@ -149,29 +149,34 @@ def _allow(ruleset: int, paths: Iterable[Path], rights: int) -> None:
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _ALLOW, _REFUSE, _KILL, _UNKNOWN = 0x7FFF0000, 0x00050001, 0x80000000, 0x00050026  # EPERM, ENOSYS
 _CLONE_THREAD = 0x00010000
-# number by machine; what is missing on one has no number there
-_CALLS = {
-    "x86_64": {"clone": 56, "clone3": 435, "kill": 62, "tgkill": 234, "prlimit64": 302,
-               "refused": [57, 58, 59, 322, 41, 101, 310, 311, 200, 129, 297, 424, 434, 438, 425,
-                           426, 427, 298, 321, 165, 166, 155, 161, 272, 308, 248, 249, 250, 141,
-                           428, 429, 430, 432, 442, 133, 259, 240, 29, 31]},
-    "aarch64": {"clone": 220, "clone3": 435, "kill": 129, "tgkill": 131, "prlimit64": 261,
-                "refused": [221, 281, 198, 117, 270, 271, 130, 138, 240, 424, 434, 438, 425, 426,
-                            427, 241, 280, 40, 39, 41, 51, 97, 268, 217, 218, 219, 140, 428, 429,
-                            430, 432, 442, 33, 180, 194, 196]},
+# name -> number on x86_64 and on aarch64; None where there is no such call
+_REFUSED = {
+    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
+    "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427), "perf_event_open": (298, 241), "bpf": (321, 280),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
+    "unshare": (272, 97), "setns": (308, 268), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219), "setpriority": (141, 140), "open_tree": (428, 428),
+    "move_mount": (429, 429), "fsopen": (430, 430), "fsmount": (432, 432),
+    "mount_setattr": (442, 442), "mknod": (133, None), "mknodat": (259, 33),
+    "mq_open": (240, 180), "shmget": (29, 194), "shmat": (30, 196),
 }  # fmt: skip
-"""Refused, in this order: fork, vfork, execve, execveat, socket, ptrace, reading and writing of
-another's memory, tkill, rt_sigqueueinfo, rt_tgsigqueueinfo, pidfds, io_uring, perf, bpf, mounts,
-namespaces, keys, priorities, device nodes, message queues, System V shared memory."""
+_BOUNDED = {"clone": (56, 220), "clone3": (435, 435), "kill": (62, 129), "tgkill": (234, 131),
+            "prlimit64": (302, 261)}  # fmt: skip
+"""Calls of which a part is allowed: threads, signals and limits of one's own process."""
 
 
 def _seccomp() -> list[str]:
     machine = platform.machine()
-    calls = _CALLS[machine]
+    column = list(_AUDIT).index(machine)
+    calls = {name: numbers[column] for name, numbers in _BOUNDED.items()}
     own = os.getpid()
     program = [_load(4), _if_equal(_AUDIT[machine], 1, 0), _return(_KILL), _load(0)]
     program += [_at_least(0x40000000, 0, 1), _return(_KILL)]  # the other numbering of x86
-    for number in calls["refused"]:
+    for number in filter(None, (numbers[column] for numbers in _REFUSED.values())):
         program += [_if_equal(number, 0, 1), _return(_REFUSE)]
     program += [
         _if_equal(calls["clone3"], 0, 1),
@@ -187,7 +192,7 @@ def _seccomp() -> list[str]:
     code = b"".join(program)
     buffer = ctypes.create_string_buffer(code, len(code))
     filter_ = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
-    if _libc.prctl(22, 2, filter_, 0, 0):  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    if _libc.prctl(PR_SET_SECCOMP, 2, filter_, 0, 0):  # 2: a filter
         return []
     return ["no process, network connection or signal to others can be made (seccomp)"]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -115,15 +116,20 @@ class _Lesson:
     def _run_cell(self, step: Step, sandbox: Sandbox) -> None:
         try:
             if raised := sandbox.run(step.source):
-                self.notes.append(f"cell {step.name} raised {raised[:300]}")
+                self.notes.append(f"cell {step.name} raised {printable(raised[:300])}")
         except Gone as gone:
             self.notes.append(f"cell {step.name}: {gone}")
 
 
 def _mark(check: Check, verdict: Verdict, seconds: float = 0.0) -> Mark:
     earned = round(check.points * verdict.share, 2)
-    state, message = verdict.state, verdict.message
+    state, message = verdict.state, printable(verdict.message)
     return Mark(check.grade_id, check.title, check.points, earned, state, message, seconds)
+
+
+def printable(text: str) -> str:
+    """A student's text without what would steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _verdict(check: Check, sandbox: Sandbox, salt: bytes) -> Verdict:
@@ -171,7 +177,8 @@ def _noted(check: Check, function: Callable, values: list[Any]) -> Verdict:
 
 def _run(function: Callable, values: list[Any], sandbox: Sandbox) -> Verdict:
     """A check's verdict, or why there is none."""
-    verdict = told(function.title, "", lambda: function.__wrapped__(*values), tuple(values))
+    with _within(2 * sandbox.limits.check):
+        verdict = told(function.title, "", lambda: function.__wrapped__(*values), tuple(values))
     if sandbox.gone:
         return Verdict("wrong", function.title, sandbox.gone)
     return verdict
@@ -191,6 +198,22 @@ def _confirmed(
         return verdict
     reason = f" ({again.message})" if again.message else ""
     return replace(again, message=sandbox.gone or BY_HEART + reason)
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Bound the check's own work as well: an answer may be too large for it."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("the check did not come to an end with what your code returned")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """One context that gives a check a known world, and gives the reader's back afterwards.
 
-An answer may leave gradients switched off, another default dtype, a seeded generator, another
+An answer may leave gradients switched off, another default type of numbers, a seeded generator, another
 folder or a filter of warnings behind. None of it may make a right answer wrong, change what the
 reader draws next, or break a later cell.
 """
@@ -21,7 +21,7 @@ import torch
 def undisturbed(*, generators: bool = True) -> Iterator[None]:
     """Within the block torch is as it starts up; after it everything is as it was before.
 
-    Covered: gradient and inference mode, autocast, default dtype and device, deterministic
+    Covered: gradient and inference mode, `autocast`, default `dtype` and device, deterministic
     algorithms, the number of threads; torch's, NumPy's and Python's generators; the working
     folder, the environment's variables and the filters of warnings.
 
