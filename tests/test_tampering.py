@@ -266,6 +266,8 @@ def test_the_grader_unpickles_runs_and_imports_nothing(name, graded):
     try:
         graded(ATTEMPTS[name], train_step=True)
         assert HEARD == []
+        exec("pass")
+        assert HEARD  # it does listen
     finally:
         HEARD = None
 

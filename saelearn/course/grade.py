@@ -279,9 +279,11 @@ def _share(folder: Path, release_at: Path, out: Path, workers: int, limits: Limi
     """Let other processes do their parts; what one of them leaves undone is done afterwards."""
     code = (
         "import json, sys; from pathlib import Path; from saelearn.course import grade, confine\n"
+        "confine.die_with_parent()\n"
         "folder, release, out, k, n, limits = json.loads(sys.argv[1])\n"
         "limits = confine.Limits(**limits) if limits else None\n"
-        "grade.grade_part(Path(folder), Path(release), Path(out), part=(k, n), limits=limits)"
+        "grade.grade_part(Path(folder), Path(release), Path(out), part=(k, n), limits=limits, "
+        "say=lambda line: print(line, flush=True))"
     )
     known = asdict(limits) if limits else None
     started = [

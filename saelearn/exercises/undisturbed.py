@@ -1,8 +1,8 @@
 """One context that gives a check a known world, and gives the reader's back afterwards.
 
-An answer may leave gradients switched off, another default type of numbers, a seeded generator, another
-folder or a filter of warnings behind. None of it may make a right answer wrong, change what the
-reader draws next, or break a later cell.
+An answer may leave gradients switched off, another default type of numbers, a seeded generator,
+another folder or a filter of warnings behind. None of it may make a right answer wrong, change
+what the reader draws next, or break a later cell.
 """
 
 from __future__ import annotations
