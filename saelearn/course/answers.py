@@ -128,7 +128,9 @@ class Sandbox:
         self._until(30)
         header, _ = wire.read_frame(self._read)
         if "failed" in header:
-            raise Refusal("a sandbox", f"{_exception(header['failed'])}", "see `saelearn doctor`")
+            raise Refusal(
+                "a sandbox", f"{_exception(header['failed'])}", "grade outside of containers"
+            )
         self.holds = [str(each) for each in header["holds"]]
         return self
 

@@ -12,6 +12,7 @@ import ctypes
 import os
 import platform
 import resource
+import site
 import struct
 import sys
 import sysconfig
@@ -105,7 +106,7 @@ def readable() -> list[Path]:
     """
     package = Path(__file__).resolve().parents[1]
     places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    places |= {sys.prefix, sys.base_prefix}
+    places |= {sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages()}
     system = ["/usr", "/lib", "/lib64", "/etc/fonts", "/etc/localtime", "/etc/ld.so.cache",
               "/etc/mime.types", "/etc/os-release", "/proc/self", "/proc/cpuinfo", "/proc/meminfo",
               "/proc/stat", "/sys/devices/system", "/dev/urandom", "/dev/zero"]  # fmt: skip
@@ -178,10 +179,7 @@ def _seccomp() -> list[str]:
     program += [_at_least(0x40000000, 0, 1), _return(_KILL)]  # the other numbering of x86
     for number in filter(None, (numbers[column] for numbers in _REFUSED.values())):
         program += [_if_equal(number, 0, 1), _return(_REFUSE)]
-    program += [
-        _if_equal(calls["clone3"], 0, 1),
-        _return(_UNKNOWN),
-    ]  # the C library then uses clone
+    program += [_if_equal(calls["clone3"], 0, 1), _return(_UNKNOWN)]  # libc then uses clone
     program += [_if_equal(calls["clone"], 0, 4), _load(16), _if_set(_CLONE_THREAD, 1, 0)]
     program += [_return(_REFUSE), _return(_ALLOW)]
     for name in ("kill", "tgkill"):

@@ -208,3 +208,30 @@ def test_what_was_right_before_a_failure_is_kept():
     assert two(1, lambda: 3).share == 0.5
     assert not two(1, lambda: 3).passed
     assert two(3, lambda: 2).share == 0
+
+
+def first_right(number: str, name: str) -> tuple:
+    """A lesson's check, and right answers to it."""
+    module = importlib.import_module(f"test_lesson{number}")
+    check = getattr(module.check, name)
+    return check, every_lesson.made(every_lesson.first(module.RIGHT, check))
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "changed", "share"),
+    [
+        ("01", "encode_decode", lambda encode, decode: (encode, lambda *_: 3), 0.5),
+        ("01", "encode_decode", lambda encode, decode: (lambda *_: 3, decode), 0),
+        ("04", "tied", lambda tied: (lambda *a: (tied(*a)[0], a[0]),), 0.5),
+        ("05", "encode_decode", lambda encode, decode: (encode, lambda *_: ...), 0.5),
+        ("00", "shapes", lambda answers: ({**answers, "x_BTD[0]": ...},), 3 / 4),
+        ("00", "shapes", lambda answers: (dict.fromkeys(answers, (1,)),), 0),
+        ("06", "terms", lambda answers: ({**answers, "A": "both"},), 3 / 4),
+        ("05", "translations", lambda a, b, c: (a, 7.0, c), 2 / 3),
+    ],
+)
+def test_what_is_half_right_earns_its_half(number, name, changed, share):
+    check, answers = first_right(number, name)
+    verdict = check(*changed(*answers))
+    assert not verdict.passed
+    assert verdict.share == pytest.approx(share)
