@@ -164,6 +164,8 @@ ATTEMPTS = {
         "w.Packer.body = lambda self: b'\\xff' * 8 + b'{' * 1000"
     ),
     "another default": f"{WRONG}torch.set_default_dtype(torch.half)\ntorch.set_grad_enabled(False)",
+    "deep folders": f"{WRONG}import os\nfor _ in range(4000): os.mkdir('d'); os.chdir('d')",
+    "locked folders": f"{WRONG}import os\nos.mkdir('d')\nopen('d/f', 'w')\nos.chmod('d', 0)",
     "deletes its folder": f"{WRONG}import os, shutil\nshutil.rmtree(os.getcwd())",
     "a terminal's codes": inside("raise ValueError('\\x1b]0;owned\\x07\\x1b[2J')"),
     "a syntax error": "def tied(x, M, b) return",

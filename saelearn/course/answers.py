@@ -138,7 +138,8 @@ class Sandbox:
         self._mother.end(self._pid)
         for descriptor in (self._to, self._from):
             os.close(descriptor)
-        self._scratch.cleanup()
+        with contextlib.suppress(RecursionError):  # folders in folders, thousands of them: left
+            self._scratch.cleanup()
 
     def run(self, source: str) -> str:
         """Run a cell; returns what it raised, in words, or nothing."""
