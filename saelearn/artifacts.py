@@ -26,8 +26,12 @@ from saelearn.errors import ArtifactError
 
 
 def data_dir() -> Path:
-    """The folder of shipped artefacts: `$SAELEARN_DATA`, or data/ beside the package."""
-    return Path(os.environ.get("SAELEARN_DATA") or Path(__file__).resolve().parent.parent / "data")
+    """The folder of shipped artefacts: `$SAELEARN_DATA`, the wheel's own, or data/ of the clone."""
+    if named := os.environ.get("SAELEARN_DATA"):
+        return Path(named)
+    package = Path(__file__).resolve().parent
+    in_wheel = package / "data"  # where the build puts it, see pyproject.toml
+    return in_wheel if in_wheel.is_dir() else package.parent / "data"
 
 
 def sha256(path: Path) -> str:

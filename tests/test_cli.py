@@ -40,7 +40,7 @@ def test_help_names_every_command_and_is_quick():
     done = run("--help")
     assert time.perf_counter() - start < 1.0  # torch alone takes longer
     assert done.returncode == 0
-    for command in ("lab", "train", "student", "doctor", "data"):
+    for command in ("lab", "train", "student", "release", "grade", "report", "doctor", "data"):
         assert re.search(rf"(?m)^ +{command} ", done.stdout)
 
 

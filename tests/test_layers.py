@@ -18,12 +18,13 @@ README = PACKAGE.parent / "README.md"
 LAYERS = [
     ["errors", "style"],
     ["artifacts", "metrics", "corpus", "toy"],
-    ["sae", "lm", "course"],
+    ["sae", "lm"],
     ["train", "activations", "steer"],
     ["features"],
     ["tiny"],
-    ["plots", "exercises", "cli"],
-    ["widgets"],
+    ["plots", "exercises"],
+    ["widgets", "course"],
+    ["cli"],
 ]
 """The rooms from the ground up; a room imports from lower floors. Drawn in README, CONTRIBUTING."""
 FLOOR = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}

@@ -1,4 +1,4 @@
-"""The commands: `saelearn lab`, `train`, `student`, `doctor`, `data`.
+"""The commands: `saelearn lab`, `train`, `student`, `release`, `grade`, `report`, `doctor`, `data`.
 
 Thin, and the same on Linux, macOS and Windows; the Makefile calls these. What a command needs is
 imported when it runs, so that `saelearn --help` answers at once.
@@ -72,6 +72,50 @@ def student(arguments: argparse.Namespace) -> None:
     written = course.write_student(arguments.out)
     n = sum(path.suffix == ".ipynb" for path in written)
     print(f"{n} lessons without solutions are in {arguments.out}")
+
+
+def release(arguments: argparse.Namespace) -> None:
+    """Write what a class gets: chosen lessons, what they need, a cover; a folder and a zip."""
+    from saelearn.course import handout
+
+    names = handout.release(
+        arguments.lessons, arguments.out, due=arguments.due, hand_in=arguments.hand_in,
+        wheel=arguments.wheel,
+    )  # fmt: skip
+    print(f"{', '.join(names)}\nfor students: {arguments.out}/ and {arguments.out}.zip\n"
+          "keep the zip: grading takes the checks and points from it")  # fmt: skip
+
+
+def grade(arguments: argparse.Namespace) -> None:
+    """Grade submissions; goes on where it was stopped."""
+    from saelearn.errors import Refusal
+
+    if os.name == "nt":
+        raise Refusal("Linux or macOS to run students' code in", "Windows", "grade in WSL")
+    from saelearn.course import confine
+    from saelearn.course import grade as grading
+
+    limits = confine.Limits(cell=arguments.cell_seconds, memory=int(arguments.memory_gb * 2**30))
+    graded = grading.grade(
+        arguments.submissions, arguments.release, arguments.out, workers=arguments.workers,
+        limits=limits, say=lambda line: print(line, flush=True),
+    )  # fmt: skip
+    n = len({each.student for each in graded})
+    print(f"{n} students graded; gradebook.csv, totals.csv and feedback/ are in {arguments.out}")
+    report(arguments)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Say where the class is stuck, and write it as a page."""
+    from saelearn import artifacts
+    from saelearn.course import grade as grading
+    from saelearn.course import reports
+
+    graded = grading.results(arguments.out)
+    rows = reports.where_stuck(graded)
+    with artifacts.replacing(arguments.out / "report.html") as temporary:
+        temporary.write_text(reports.report(rows, graded), "utf-8")
+    print(f"{reports.in_words(rows, graded)}\n\nas a page: {arguments.out / 'report.html'}")
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -182,6 +226,27 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("student", help="write the lessons without their solutions")
     command.add_argument("--out", type=Path, required=True, help="the folder to write them to")
     command.set_defaults(run=student)
+
+    command = commands.add_parser("release", help="for a class: lessons as folder and zip")
+    command.add_argument("lessons", nargs="+", metavar="NN", help="which lessons, such as 04 05")
+    command.add_argument("--out", type=Path, required=True, help="the folder; the zip lies beside")
+    command.add_argument("--due", default="", help="by when to hand in, for the cover")
+    command.add_argument("--hand-in", default="", help="how to hand in, for the cover")
+    command.add_argument("--wheel", type=Path, help="the package to hand out as well, a .whl")
+    command.set_defaults(run=release)
+
+    command = commands.add_parser("grade", help="grade what a class handed in")
+    command.add_argument("submissions", type=Path, help="folder with an entry for each student")
+    command.add_argument("--release", type=Path, required=True, help="the zip that was handed out")
+    command.add_argument("--out", type=Path, required=True, help="the folder for the grades")
+    command.add_argument("--workers", type=int, default=1, help="submissions at once (default: 1)")
+    command.add_argument("--cell-seconds", type=float, default=120.0, help="for one cell (120)")
+    command.add_argument("--memory-gb", type=float, default=3.0, help="for one submission (3)")
+    command.set_defaults(run=grade)
+
+    command = commands.add_parser("report", help="where the class is stuck, from its grades")
+    command.add_argument("out", type=Path, metavar="GRADES", help="the folder of the grades")
+    command.set_defaults(run=report)
 
     command = commands.add_parser("doctor", help="what this machine has, and if it computes right")
     command.set_defaults(run=doctor)

@@ -2,18 +2,20 @@
 
 A check is a function of the learner's answer. It returns if the answer is right and raises
 `Mistake` with a hint if it is not; `@exercise` turns that into a friendly box. For a learner a
-check never raises, so a lesson with unsolved exercises still runs to its end. Where the
-environment has `SAELEARN_GRADE=1` (the autograder) the same check raises `NotPassed` instead.
+check never raises, whatever the answer does, so a lesson with unsolved exercises still runs to
+its end. Where the environment had `SAELEARN_GRADE` when the lesson started (an autograder that
+counts exceptions) the same check raises `NotPassed` instead; `saelearn grade` needs no such help.
 No check imports a solution: each tests properties, and numbers that it computes on its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,11 @@ import torch
 from torch import Tensor
 
 from saelearn import style
+from saelearn.exercises.undisturbed import undisturbed
+
+GRADING = os.environ.get("SAELEARN_GRADE", "") not in ("", "0")
+"""Read once: an answer that changes the environment changes nothing here."""
+LONGEST = 2_000  # characters of a message that anybody reads
 
 
 class Mistake(Exception):
@@ -42,15 +49,24 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check shows: `state` is one of `MARKS`; "noted" answers a prediction."""
+    """What a check shows: `state` is one of `MARKS`; "noted" answers a prediction.
+
+    `half` is the share of the exercise that is right where not all of it is, from 0 to 1.
+    """
 
     state: str
     title: str
     message: str
+    half: float = 0.0
 
     @property
     def passed(self) -> bool:
         return self.state in ("passed", "noted")
+
+    @property
+    def share(self) -> float:
+        """What was earned, from 0 to 1."""
+        return 1.0 if self.passed else self.half
 
     def __repr__(self) -> str:
         return f"{MARKS[self.state][0]} {self.title}: {self.message}"
@@ -76,8 +92,8 @@ def exercise(title: str, *, passed: str) -> Callable[[Callable[..., None]], Call
     def decorate(judge: Callable[..., None]) -> Callable[..., Verdict]:
         @functools.wraps(judge)
         def check(*answers: Any) -> Verdict:
-            verdict = _judge(judge, answers, title, passed)
-            if os.environ.get("SAELEARN_GRADE") == "1" and not verdict.passed:
+            verdict = told(title, passed, lambda: judge(*answers), answers)
+            if GRADING and not verdict.passed:
                 raise NotPassed(repr(verdict))
             return verdict
 
@@ -87,33 +103,95 @@ def exercise(title: str, *, passed: str) -> Callable[[Callable[..., None]], Call
     return decorate
 
 
-def _judge(judge: Callable[..., None], answers: tuple, title: str, passed: str) -> Verdict:
+def told(title: str, passed: str, judge: Callable[[], str | None], answers: tuple) -> Verdict:
+    """Run `judge` and put into a verdict what it raises; Ctrl-C alone gets through.
+
+    Args:
+        title: the verdict's.
+        passed: what to say if the judge returns nothing; a text that it returns is said instead.
+        judge: raises `Mistake` for a wrong answer.
+        answers: what it judges; dots or None among them mean that there is no answer yet.
+    """
     if any(answer is ... or answer is None for answer in answers):
         return Verdict("open", title, "not answered yet: replace the dots, then run the cell again")
     try:
-        with torch.random.fork_rng(devices=[]):  # a check must not change what the reader draws
-            judge(*answers)
-    except Mistake as mistake:
-        return Verdict("wrong", title, str(mistake))
-    except NotImplementedError as missing:
+        with undisturbed():
+            said = judge()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit and GeneratorExit too: an answer may raise them
+        with undisturbed():
+            state, message = _explained(error)
+        return Verdict(state, title, message[:LONGEST], getattr(error, "half", 0.0))
+    return Verdict("passed", title, passed if said is None else said)
+
+
+def _explained(error: BaseException) -> tuple[str, str]:
+    """The state that an exception means, and what to say about it."""
+    if isinstance(error, Mistake):
+        return "wrong", _text(error)
+    if isinstance(error, NotImplementedError):
         nothing = "the function returns nothing so far (print shows a value, return gives it back)"
-        return Verdict("open", title, f"not written yet: {str(missing) or nothing}")
-    except Exception as error:  # the learner's code raised: show where, without a page of frames
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        message = (
-            f"your code raised {type(error).__name__}: {error}\nat: {frame.line or frame.name}"
-        )
-        if "torch.return_types" in message:
-            message += "\nalong a dim you get values and indices: take .values or .indices"
-        return Verdict("wrong", title, message)
-    return Verdict("passed", title, passed)
+        return "open", f"not written yet: {_text(error) or nothing}"
+    message = f"your code raised {type(error).__name__}: {_text(error)}"
+    if where := getattr(error, "where", None) or _where(error):
+        message += f"\nat: {where}"
+    if "torch.return_types" in message:
+        message += "\nalong a dim you get values and indices: take .values or .indices"
+    return "wrong", message
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # its own __str__ raises
+        return "(an error whose text cannot be shown)"
+
+
+def _where(error: BaseException) -> str:
+    """The line that raised, without a page of frames."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return (frames[-1].line or frames[-1].name) if frames else ""
+
+
+@contextlib.contextmanager
+def earned(half: float) -> Iterator[None]:
+    """What was right before this block earns a share of the points, also if the block fails.
+
+    Args:
+        half: the share, between 0 and 1.
+    """
+    try:
+        yield
+    except Exception as error:
+        error.half = half
+        raise
+
+
+def each_earns(judge: Callable[[str, Any], None], answers: list[tuple[str, Any]]) -> None:
+    """Judge a list of named answers: each that is right earns its share, the first wrong is told.
+
+    Raises:
+        Mistake: the first that `judge` raises, with the share of the others that are right.
+    """
+    first, n_right = None, 0
+    for name, answer in answers:
+        try:
+            judge(name, answer)
+            n_right += 1
+        except Mistake as mistake:
+            first = first or mistake
+    if first is not None:
+        with earned(n_right / len(answers)):
+            raise first
 
 
 def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
     """Call the learner's function; an empty result means that the stub is still there."""
     if not callable(function):
         raise Mistake(f"this needs a function, but it is a {type(function).__name__}")
-    result = function(*args, **kwargs)
+    with undisturbed(generators=False):  # what it switches off must not spoil the comparison
+        result = function(*args, **kwargs)
     if result is None or result is ...:
         raise NotImplementedError
     return result
@@ -123,7 +201,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
     """The answer, be it tensor, array or number, as a detached CPU tensor of doubles."""
     try:
         return torch.as_tensor(value).detach().cpu().double()
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # also OverflowError, and whatever a strange object's own methods raise
         kind = type(value).__name__
         raise Mistake(f"{name} should be a number or a tensor, but it is a {kind}") from None
 

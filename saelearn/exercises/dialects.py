@@ -6,7 +6,7 @@ import contextlib
 import math
 from typing import Any
 
-from saelearn.exercises import Mistake, close, diagnose, exercise
+from saelearn.exercises import Mistake, close, diagnose, each_earns, exercise
 
 L1 = 0.3  # on raw data; D = 32, F = 128, B = 256
 DIALECTS = {  # name -> the right coefficient, and those of typical mistakes by the hint's key
@@ -50,22 +50,24 @@ DIALECT_HINTS = {
 )
 def translations(scaled: float, averaged: float, both: float) -> None:
     """What lambda 0.3 is on data times 5.6, with mse over D, and with f.mean() over F as well."""
-    for (name, (right, wrong)), answer in zip(
-        DIALECTS.items(), (scaled, averaged, both), strict=True
-    ):
-        answer = _one_number(answer, name)
-        if close(answer, L1):
-            raise Mistake(f"`{name}` is unchanged; write both losses down and compare the terms.")
-        named = {f"`{name}` is {DIALECT_HINTS[key]}": value for key, value in wrong.items()}
-        otherwise = f"`{name}` is not it: multiply the whole loss until the error terms agree."
-        if not close(answer, right, rtol=0.03) and close(answer, right, rtol=0.2):
-            raise Mistake(f"`{name}` is nearly right: write it as a formula, without rounding.")
-        diagnose(answer, right, named, otherwise, rtol=0.03)
+    each_earns(_judge_dialect, list(zip(DIALECTS, (scaled, averaged, both), strict=True)))
+
+
+def _judge_dialect(name: str, answer: Any) -> None:
+    right, wrong = DIALECTS[name]
+    answer = _one_number(answer, name)
+    if close(answer, L1):
+        raise Mistake(f"`{name}` is unchanged; write both losses down and compare the terms.")
+    named = {f"`{name}` is {DIALECT_HINTS[key]}": value for key, value in wrong.items()}
+    otherwise = f"`{name}` is not it: multiply the whole loss until the error terms agree."
+    if not close(answer, right, rtol=0.03) and close(answer, right, rtol=0.2):
+        raise Mistake(f"`{name}` is nearly right: write it as a formula, without rounding.")
+    diagnose(answer, right, named, otherwise, rtol=0.03)
 
 
 def _one_number(answer: Any, name: str) -> float:
     """Python's, NumPy's or torch's number, but no text that looks like one."""
-    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+    with contextlib.suppress(Exception):
         if not isinstance(answer, bool | str | bytes) and math.isfinite(float(answer)):
             return float(answer)
     raise Mistake(f"`{name}` should be a number, but it is a {type(answer).__name__}")

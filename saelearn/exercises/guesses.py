@@ -5,10 +5,11 @@ A reader commits to a number before the cell runs that computes it; the reply de
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from saelearn.exercises import Mistake, Verdict
+from saelearn.exercises import Mistake, Verdict, told
 
 
 def reply(name: str, guess: Any, answer: Callable[[Any], str]) -> Verdict:
@@ -22,10 +23,8 @@ def reply(name: str, guess: Any, answer: Callable[[Any], str]) -> Verdict:
     title = f"Your prediction: {name}"
     if guess is ... or guess is None:
         return Verdict("open", title, "no guess yet: write one down above, run both cells again")
-    try:
-        return Verdict("noted", title, answer(guess))
-    except Mistake as unread:
-        return Verdict("wrong", title, str(unread))
+    verdict = told(title, "", lambda: answer(guess), (guess,))
+    return dataclasses.replace(verdict, state="noted") if verdict.passed else verdict
 
 
 def reply_to_number(
@@ -59,7 +58,7 @@ def number(guess: Any, lowest: float = 0, highest: float = 1) -> float:
     kind = type(guess).__name__
     try:
         value = None if isinstance(guess, bool | str) else float(guess)
-    except (TypeError, ValueError):
+    except Exception:  # OverflowError, and whatever a strange object raises
         value = None
     if value is None:
         raise Mistake(f"a guess is a number here, but this is a {kind}")

@@ -6,13 +6,14 @@ Every target is computed here, from the questions' own words.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from saelearn import artifacts, tiny
-from saelearn.exercises import Mistake, as_tensor, call, diagnose, exercise, need_shape
+from saelearn.exercises import Mistake, as_tensor, call, diagnose, each_earns, exercise, need_shape
 from saelearn.tiny import console
 
 MINUTES = {"km": 12.0, "climb": 10.0, "stops": 5.0}  # what the lesson's data are made of
@@ -230,14 +231,17 @@ def shapes(answers: Mapping[str, Sequence[int]]) -> None:
         raise Mistake("keep the dictionary: one tuple of numbers for each expression")
     if all(answers.get(name) in (..., None) for name in _SHAPES):
         raise NotImplementedError
-    for name, (right, hints) in _SHAPES.items():
-        given = answers.get(name, ...)
-        if given is ... or given is None:
-            raise Mistake(f"{name}: no answer yet (the others may be right)")
-        try:
-            shape = tuple(int(size) for size in given)
-        except (TypeError, ValueError):
-            raise Mistake(f"{name}: a tuple of numbers is asked for, such as (3, 7)") from None
-        if shape != right:
-            otherwise = "write the letters first, then put the sizes in their places"
-            raise Mistake(f"{name}: not {shape}: {hints.get(shape, otherwise)}")
+    each_earns(_judge_shape, [(name, answers.get(name, ...)) for name in _SHAPES])
+
+
+def _judge_shape(name: str, given: Any) -> None:
+    right, hints = _SHAPES[name]
+    if given is ... or given is None:
+        raise Mistake(f"{name}: no answer yet (the others may be right)")
+    try:
+        shape = tuple(int(size) for size in islice(given, 9))  # islice: it may have no end
+    except Exception:
+        raise Mistake(f"{name}: a tuple of numbers is asked for, such as (3, 7)") from None
+    if shape != right:
+        otherwise = "write the letters first, then put the sizes in their places"
+        raise Mistake(f"{name}: not {shape}: {hints.get(shape, otherwise)}")

@@ -18,6 +18,7 @@ from saelearn.exercises import (
     call,
     close,
     diagnose,
+    earned,
     exercise,
     guesses,
     need_shape,
@@ -50,15 +51,20 @@ def encode_decode(encode: Callable, decode: Callable) -> None:
         "encode: the shape is right, the numbers are not: (x - mean) times W_enc.",
         atol=1e-5,
     )
+    with earned(0.5):
+        _judge_decode(decode, right, W_dec_HD, mean_D)
+
+
+def _judge_decode(decode: Callable, h_BH: Tensor, W_dec_HD: Tensor, mean_D: Tensor) -> None:
     x_hat_BD = need_shape(
-        call(decode, right, W_dec_HD, mean_D), (6, 5), "the reconstruction x_hat_BD"
+        call(decode, h_BH, W_dec_HD, mean_D), (6, 5), "the reconstruction x_hat_BD"
     )
     diagnose(
         x_hat_BD,
-        right @ W_dec_HD + mean_D,
+        h_BH @ W_dec_HD + mean_D,
         {
-            "decode: what encode took out has to come back: + mean_D.": right @ W_dec_HD,
-            "decode: the mean is added, after the product.": right @ W_dec_HD - mean_D,
+            "decode: what encode took out has to come back: + mean_D.": h_BH @ W_dec_HD,
+            "decode: the mean is added, after the product.": h_BH @ W_dec_HD - mean_D,
         },
         "decode: the shape is right, the numbers are not: h times W_dec, plus the mean.",
         atol=1e-5,

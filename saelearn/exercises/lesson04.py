@@ -18,6 +18,7 @@ from saelearn.exercises import (
     call,
     close,
     diagnose,
+    earned,
     exercise,
     guesses,
     need_shape,
@@ -97,15 +98,18 @@ def tied(function: Callable) -> None:
         },
         "c: the shape is right, the numbers are not; compare with ReLU(M x + b).",
     )
-    diagnose(
-        need_shape(result[1], (5, 3), "x_hat_BD"),
-        c_BF @ M_FD,
-        {
-            "x̂: a reconstruction may be negative; no ReLU on the way out.": (c_BF @ M_FD).relu(),
-            "x̂: it is made of c, which is after the ReLU.": before_BF @ M_FD,
-        },
-        "x̂: the shape is right, the numbers are not; compare with Mᵀ c.",
-    )
+    with earned(0.5):
+        diagnose(
+            need_shape(result[1], (5, 3), "x_hat_BD"),
+            c_BF @ M_FD,
+            {
+                "x̂: a reconstruction may be negative; no ReLU on the way out.": (
+                    c_BF @ M_FD
+                ).relu(),
+                "x̂: it is made of c, which is after the ReLU.": before_BF @ M_FD,
+            },
+            "x̂: the shape is right, the numbers are not; compare with Mᵀ c.",
+        )
 
 
 @exercise(

@@ -5,14 +5,13 @@ Shapes: B batch, D activation width, F features.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saelearn.exercises import Mistake, call, diagnose, exercise, need_shape
+from saelearn.exercises import Mistake, call, diagnose, earned, exercise, need_shape, told
 from saelearn.exercises.dialects import DIALECTS, translations
 from saelearn.exercises.trainable import call_with_torch, learns, unchanged
 
@@ -27,8 +26,7 @@ def or_ours(judge: Callable, *answers: Any) -> Any:
     Returns:
         as many as there are answers; one alone comes as it is.
     """
-    with torch.random.fork_rng(devices=[]), contextlib.suppress(Exception):
-        judge.__wrapped__(*answers)
+    if told(judge.title, "", lambda: judge.__wrapped__(*answers), answers).passed:
         return answers[0] if len(answers) == 1 else answers
     return STAND_INS[judge.title]
 
@@ -67,7 +65,8 @@ def encode_decode(encode: Callable, decode: Callable) -> None:
     )
     unchanged(given, x_BD, "encode: x_BD")
     learns(result, **dict(zip(("W_enc_DF", "b_enc_F", "b_dec_D"), weights, strict=True)))
-    _decode(decode, before_BF.relu(), W_dec_FD, b_dec_D)
+    with earned(0.5):
+        _decode(decode, before_BF.relu(), W_dec_FD, b_dec_D)
 
 
 def _decode(decode: Callable, f_BF: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor) -> None:

@@ -12,7 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelearn.exercises import Mistake, Verdict, as_tensor, call, close, diagnose, exercise, guesses
+from saelearn.exercises import (
+    Mistake,
+    Verdict,
+    as_tensor,
+    call,
+    close,
+    diagnose,
+    each_earns,
+    exercise,
+    guesses,
+)
 from saelearn.exercises import need_shape as need
 
 
@@ -270,9 +280,13 @@ def terms(answers: Any) -> None:
     answers = {str(letter).strip().upper(): answer for letter, answer in answers.items()}
     if all(answers.get(letter, ...) is ... for letter in _CLAIMS):
         raise NotImplementedError
-    for letter, (right, reason) in _CLAIMS.items():
-        answer = str(answers.get(letter, "no answer")).strip().lower()
-        if answer not in TERMS:
-            raise Mistake(f"{letter}: {answer!r} is none of {', '.join(TERMS)}")
-        if answer != right:
-            raise Mistake(f"{letter} is something else: {reason}")
+    each_earns(_judge_claim, [(letter, answers.get(letter, "no answer")) for letter in _CLAIMS])
+
+
+def _judge_claim(letter: str, answer: Any) -> None:
+    right, reason = _CLAIMS[letter]
+    answer = str(answer).strip().lower()
+    if answer not in TERMS:
+        raise Mistake(f"{letter}: {answer!r} is none of {', '.join(TERMS)}")
+    if answer != right:
+        raise Mistake(f"{letter} is something else: {reason}")

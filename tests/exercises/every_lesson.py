@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from saelearn import course
+from saelearn import course, exercises
 from saelearn.exercises import NotPassed
 
 __all__ = [
@@ -76,7 +76,7 @@ def test_no_function_is_no_answer(of_functions):
 
 def test_the_autograder_hears_of_it(check, request, monkeypatch):
     """It raises for what is wrong or missing, but never for a prediction."""
-    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    monkeypatch.setattr(exercises, "GRADING", True)
     right = made(first(request.module.RIGHT, check))
     wrong = made(first(request.module.WRONG, check))
     assert check(*right).passed

@@ -7,6 +7,7 @@ import pytest
 import torch
 from every_lesson import *  # noqa: F403
 
+from saelearn import exercises
 from saelearn.exercises import lesson01 as check
 
 
@@ -286,7 +287,7 @@ def test_a_word_is_answered(answer, guess, words):
     [(..., "open"), (None, "open"), ("", "wrong"), ("a lot", "wrong"), (7, "wrong")],
 )
 def test_no_guess_or_an_unreadable_one_is_said(answer, guess, state, monkeypatch):
-    monkeypatch.setenv("SAELEARN_GRADE", "1")  # a prediction is never graded
+    monkeypatch.setattr(exercises, "GRADING", True)  # a prediction is never graded
     assert answer(guess).state == state
     for unread in ("half", -0.2, 250):
         assert check.guess_lost(unread, 0.2).state == "wrong"

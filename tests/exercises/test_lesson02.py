@@ -7,6 +7,7 @@ import pytest
 import torch
 from every_lesson import *  # noqa: F403
 
+from saelearn import exercises
 from saelearn.exercises import lesson02 as check
 
 
@@ -238,7 +239,7 @@ OPEN = [(check.bug, ("",)), (check.bug, ("...",))]
     [(0.01, "sooner"), (0.2, "about right"), (torch.tensor(0.9), "rarer than that")],
 )
 def test_a_guess_of_the_rarity_is_answered(guess, words, monkeypatch):
-    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    monkeypatch.setattr(exercises, "GRADING", True)
     verdict = check.predicted_rarity(guess, 0.2)
     assert verdict.state == "noted"
     assert words in verdict.message

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from every_lesson import *  # noqa: F403
 
+from saelearn import exercises
 from saelearn.exercises import lesson05 as check
 
 
@@ -223,5 +224,5 @@ def test_what_passes_is_used_and_nothing_else():
 
 
 def test_going_on_does_not_raise_for_the_autograder(monkeypatch):
-    monkeypatch.setenv("SAELEARN_GRADE", "1")
+    monkeypatch.setattr(exercises, "GRADING", True)
     assert callable(check.or_ours(check.best_activation, ...))

@@ -1,0 +1,368 @@
+"""The judge's end of the wire: a sandbox, and stand-ins for the functions that live in it.
+
+A check calls a stand-in as it would call the student's function. The arguments go to the sandbox,
+the result comes back as a new value, in-place changes and gradients of the arguments as well; so
+checks are written without a thought of any of this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelearn import artifacts
+from saelearn.course import wire
+from saelearn.course.confine import Limits
+from saelearn.course.wire import Broken, Yours
+from saelearn.errors import Refusal
+
+MOST_QUESTIONS = 10_000  # calls of the judge's functions that one request may make
+ENDED = "your code ended Python, or took more memory or processor time than it may"
+RAISED = {
+    kind.__name__: kind
+    for kind in (
+        ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, LookupError,
+        MemoryError, NameError, NotImplementedError, OSError, OverflowError, RecursionError,
+        RuntimeError, TypeError, ValueError, ZeroDivisionError,
+    )
+}  # fmt: skip
+
+
+class Gone(BaseException):
+    """The sandbox has ended, or was ended: its own doing, out of time, or not keeping to the rules.
+
+    Not an Exception, so that no check takes it for an error of the student's function.
+    """
+
+
+class Mother:
+    """The process that forks sandboxes; a context."""
+
+    def __init__(self, modules: Iterable[str] = ()):
+        self._modules = sorted(set(modules))
+        self._process: subprocess.Popen | None = None
+        self._control: socket.socket | None = None
+
+    def __enter__(self) -> Mother:
+        self._control, theirs = socket.socketpair()
+        self._profile = tempfile.TemporaryDirectory(prefix="saelearn-ipython-")
+        environment = _environment() | {"IPYTHONDIR": self._profile.name}
+        command = [sys.executable, "-P", "-m", "saelearn.course.sandbox", str(theirs.fileno())]
+        with theirs:
+            self._process = subprocess.Popen(
+                command, env=environment, pass_fds=[theirs.fileno()], cwd="/"
+            )
+        self._request(["import", *self._modules])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._control and self._process
+        self._control.close()
+        self._process.kill()
+        self._process.wait()
+        self._profile.cleanup()
+
+    def fork(self, inward: int, outward: int, scratch: Path, limits: Limits) -> int:
+        """A new sandbox that reads from `inward` and writes to `outward`: its process id."""
+        numbers = (limits.cell, limits.check, limits.total, limits.memory, limits.disk)
+        words = ["start", str(scratch), *map(str, numbers)]
+        return int(self._request(words, [inward, outward]))
+
+    def end(self, pid: int) -> None:
+        """Kill a sandbox, and wait until it is gone."""
+        self._request(["end", str(pid)])
+
+    def _request(self, words: list[str], pipes: list[int] | None = None) -> str:
+        message = "\n".join(words).encode()
+        assert self._control
+        try:
+            socket.send_fds(self._control, [message], pipes or [])
+            reply = self._control.recv(4_096).decode()
+        except OSError:
+            reply = ""
+        if not reply:
+            expected = "a process that starts sandboxes"
+            raise Refusal(expected, "none: it has ended", "the same command goes on where it was")
+        return reply
+
+
+class Sandbox:
+    """One submission's process; a context.
+
+    Args:
+        mother: what forks it.
+        limits: of time and memory.
+
+    Raises:
+        Gone: whenever it ends before it has answered.
+    """
+
+    def __init__(self, mother: Mother, limits: Limits):
+        self._mother, self.limits = mother, limits
+        self._questions: list[Callable] = []
+        self.holds: list[str] = []
+        self.gone = ""  # why it ended
+
+    def __enter__(self) -> Sandbox:
+        self._scratch = tempfile.TemporaryDirectory(prefix="saelearn-", ignore_cleanup_errors=True)
+        theirs, self._to = os.pipe()
+        self._from, also_theirs = os.pipe()
+        self._pid = self._mother.fork(theirs, also_theirs, Path(self._scratch.name), self.limits)
+        for descriptor in (theirs, also_theirs):
+            os.close(descriptor)
+        for descriptor in (self._to, self._from):
+            os.set_blocking(descriptor, False)
+        self._until(30)
+        header, _ = wire.read_frame(self._read)
+        if "failed" in header:
+            raise Refusal(
+                "a sandbox", f"{_exception(header['failed'])}", "grade outside of containers"
+            )
+        self.holds = [str(each) for each in header["holds"]]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._mother.end(self._pid)
+        for descriptor in (self._to, self._from):
+            os.close(descriptor)
+        with contextlib.suppress(RecursionError):  # folders in folders, thousands of them: left
+            self._scratch.cleanup()
+
+    def run(self, source: str) -> str:
+        """Run a cell; returns what it raised, in words, or nothing."""
+        self._until(self.limits.cell)
+        with self._by_the_rules():
+            header, _ = self._ask({"do": "cell", "source": source})
+            if "raised" not in header:
+                return ""
+            error = _exception(header["raised"])
+            return f"{type(error).__name__}: {error}"
+
+    def value(self, source: str) -> Any:
+        """What an expression is, where the student's names are.
+
+        Raises:
+            Exception: what it raised there.
+        """
+        with self._by_the_rules():
+            return self._result(*self._ask({"do": "value", "source": source}), [])
+
+    def start_check(self) -> None:
+        """From now on everything together may take the time of one check."""
+        self._until(self.limits.check)
+        self._questions = []
+
+    # --- for the stand-ins
+
+    def call(self, function: int, arguments: tuple, keywords: dict[str, Any]) -> Any:
+        """Call a function of the sandbox; the arguments are changed as it changed its copies."""
+        given = [arguments, keywords]
+        leaves, modules = wire.tensors_in(given), wire.modules_in(given)
+        optimizers = wire.of_kind(given, torch.optim.Optimizer)
+        slopes = [leaf.grad for leaf in leaves]  # which a pickle leaves out
+        body = wire.into((arguments, keywords, slopes), self._keep)
+        with self._by_the_rules():
+            header, back = self._ask({"do": "call", "function": function}, body)
+            unpack = self._unpacker(back, leaves).unpack
+            for leaf, after in zip(leaves, _list(header, "after", len(leaves)), strict=True):
+                _apply(leaf, after, unpack)
+            for module, n in zip(modules, _list(header, "hooks", len(modules)), strict=True):
+                for _ in range(min(n, 9) if isinstance(n, int) else 0):
+                    module.register_forward_hook(lambda *_: None)
+            for own, packed in zip(
+                optimizers, _list(header, "optimizers", len(optimizers)), strict=True
+            ):
+                own.load_state_dict({**own.state_dict(), "state": _state(unpack(packed))})
+            if "raised" in header:
+                raise _exception(header["raised"])
+            return unpack(header.get("value"))
+
+    def slopes(self, graph: int, slope: Tensor, n: int) -> list[Tensor | None]:
+        """The gradients of a result with respect to the `n` learned arguments of its call."""
+        body = wire.into([slope], self._keep)
+        with self._by_the_rules():
+            found = self._result(*self._ask({"do": "slopes", "graph": graph}, body), [])
+            if not isinstance(found, list) or len(found) != n:
+                raise Broken("gradients that do not fit")
+        return [each if isinstance(each, Tensor) else None for each in found]
+
+    # --- the wire
+
+    def _ask(self, header: dict[str, Any], body: bytes = b"") -> tuple[dict[str, Any], bytes]:
+        """Send a request and return its answer; the judge's own functions are called meanwhile."""
+        number = secrets.token_hex(8)  # an answer that was sent before its question is none
+        self._write(wire.frame({**header, "number": number}, body))
+        for _ in range(MOST_QUESTIONS):
+            reply, back = wire.read_frame(self._read)
+            if reply.get("number") != number:
+                raise Broken("an answer to another question")
+            if "ask" not in reply:
+                return reply, back
+            self._write(self._answer(reply, back))
+        raise Broken("too many calls of one of the check's functions")
+
+    @contextlib.contextmanager
+    def _by_the_rules(self) -> Iterator[None]:
+        """Once something came that the protocol does not allow, nothing is believed any more."""
+        if self.gone:
+            raise Gone(self.gone)
+        try:
+            yield
+        except Broken as broken:
+            self.gone = f"your code sent {broken}"
+            raise Gone(self.gone) from broken
+        except Gone as gone:
+            self.gone = str(gone)
+            raise
+
+    def _answer(self, reply: dict[str, Any], body: bytes) -> bytes:
+        arguments = self._unpacker(body, []).unpack(reply.get("value"))
+        if not isinstance(reply["ask"], int) or not isinstance(arguments, list):
+            raise Broken("a question that cannot be read")
+        try:
+            result = self._questions[reply["ask"]](*arguments)
+            return wire.frame({}, wire.into(result, self._keep))
+        except Exception as error:
+            return wire.frame({"refused": str(error)[:500]})
+
+    def _result(self, header: dict[str, Any], body: bytes, leaves: list[Tensor]) -> Any:
+        if "raised" in header:
+            raise _exception(header["raised"])
+        return self._unpacker(body, leaves).unpack(header.get("value"))
+
+    def _unpacker(self, body: bytes, leaves: list[Tensor]) -> wire.Unpacker:
+        learned = [leaf for leaf in leaves if leaf.requires_grad]
+
+        def graph(value: Tensor, number: int) -> Tensor:
+            if not value.is_floating_point():
+                return value
+            if not learned:
+                return value.requires_grad_()
+            return _Through.apply(self, number, value, *learned)
+
+        return wire.Unpacker(body, lambda number: StandIn(self, number), graph)
+
+    def _keep(self, function: Callable) -> int:
+        self._questions.append(function)
+        return len(self._questions) - 1
+
+    def _until(self, seconds: float) -> None:
+        self._seconds, self._deadline = seconds, time.monotonic() + seconds
+
+    def _wait(self, read: list[int], write: list[int]) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0 or not any(select.select(read, write, [], left)[:2]):
+            raise Gone(f"your code took longer than {self._seconds:g} seconds")
+
+    def _read(self, n: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < n:
+            self._wait([self._from], [])
+            part = os.read(self._from, min(n - len(parts), 2**20))
+            if not part:
+                raise Gone(ENDED)
+            parts += part
+        return bytes(parts)
+
+    def _write(self, content: bytes) -> None:
+        rest = memoryview(content)
+        while rest:
+            self._wait([], [self._to])
+            try:
+                rest = rest[os.write(self._to, rest) :]
+            except BrokenPipeError:
+                raise Gone(ENDED) from None
+
+
+class StandIn(Yours):
+    """A student's function, called from here and computed there."""
+
+    def __init__(self, sandbox: Sandbox, number: int):
+        super().__init__(number)
+        self._sandbox = sandbox
+        self.__name__ = "answer"
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._sandbox.call(self.number, arguments, keywords)
+
+
+class _Through(torch.autograd.Function):
+    """A result from the sandbox; its gradient with respect to the arguments is asked for there."""
+
+    @staticmethod
+    def forward(ctx, sandbox: Sandbox, graph: int, value: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.sandbox, ctx.graph, ctx.shapes = sandbox, graph, [leaf.shape for leaf in leaves]
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope: Tensor):
+        found = ctx.sandbox.slopes(ctx.graph, slope, len(ctx.shapes))
+        fits = [
+            s if s is not None and s.shape == n else None
+            for s, n in zip(found, ctx.shapes, strict=True)
+        ]
+        return None, None, None, *fits
+
+
+def _apply(leaf: Tensor, after: Any, unpack: Callable[[Any], Any]) -> None:
+    """Do to an argument what the student's function did to its copy."""
+    if not isinstance(after, dict):
+        raise Broken("an answer that cannot be read")
+    changed, grad = (unpack(after[key]) if after.get(key) else None for key in ("changed", "grad"))
+    if isinstance(changed, Tensor):
+        leaf.data = changed
+    if isinstance(grad, Tensor) and grad.shape == leaf.shape and leaf.requires_grad:
+        leaf.grad = grad.to(leaf.dtype)
+    elif leaf.grad is not None:
+        leaf.grad = None
+
+
+def _state(found: Any) -> dict[Any, Any]:
+    """An optimizer's memory: for each parameter a dictionary of tensors and numbers."""
+    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
+        raise Broken("an answer that cannot be read")
+    return found
+
+
+def _list(header: dict[str, Any], key: str, n: int) -> list[Any]:
+    found = header.get(key)
+    if not isinstance(found, list) or len(found) != n:
+        raise Broken("an answer that cannot be read")
+    return found
+
+
+def _exception(told: Any) -> Exception:
+    """An exception of the student's, as one of the plain kinds that a check may look for."""
+    told = told if isinstance(told, dict) else {}
+    names = [name for name in told.get("names", []) if isinstance(name, str)] or ["Exception"]
+    base = next((RAISED[name] for name in names if name in RAISED), Exception)
+    text = str(told.get("text", ""))
+    name = "".join(c for c in names[0] if c.isalnum() or c == "_") or "Exception"
+    where = str(told.get("where", ""))  # on the class: a check may raise the same kind anew
+    return type(name, (base,), {"__str__": lambda e: str(e.args[0]), "where": where})(text)
+
+
+def _environment() -> dict[str, str]:
+    """What a sandbox sees of the environment: nothing of the teacher's but where Python is."""
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "MPLCONFIGDIR")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    quiet = {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "PYTHONHASHSEED": "0", "USER": "student"}
+    package = Path(__file__).resolve().parents[2]  # the same package there as here
+    where = {"MALLOC_ARENA_MAX": "2", "SAELEARN_DATA": str(artifacts.data_dir())}
+    where["PYTHONPATH"] = os.pathsep.join([str(package), *filter(os.path.isabs, sys.path)])
+    return environment | one_thread | quiet | where

@@ -1,0 +1,59 @@
+"""What grading gives: a mark for each check, and all of a student's lesson together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one check gave.
+
+    Attributes:
+        grade_id: which check.
+        title: what the exercise is called.
+        points: what it is worth.
+        earned: what was earned of it.
+        state: "passed", "noted", "wrong" or "open", as in a verdict.
+        message: what the check said.
+        seconds: how long it took.
+    """
+
+    grade_id: str
+    title: str
+    points: float
+    earned: float
+    state: str
+    message: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Graded:
+    """What was found out about one student's lesson; a result file holds it.
+
+    Attributes:
+        student: the name.
+        lesson: such as `04_first_sae`.
+        digest: of what was handed in, of the release and of this package.
+        marks: one for each check.
+        notes: for the teacher.
+        holds: what the student's code was kept from.
+        seconds: that it took; in no gradebook, since it is another each time.
+    """
+
+    student: str
+    lesson: str
+    digest: str
+    marks: list[Mark]
+    notes: list[str]
+    holds: list[str]
+    seconds: float
+
+    @property
+    def points(self) -> float:
+        return sum(mark.points for mark in self.marks)
+
+    @property
+    def earned(self) -> float:
+        return round(sum(mark.earned for mark in self.marks), 2)

@@ -1,0 +1,149 @@
+"""Pages to read: a student's feedback, and where a class is stuck. Everything in them is text.
+
+Whatever a student's code or file name holds is escaped; the pages load nothing from anywhere.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+from saelearn.course.marks import Graded
+from saelearn.exercises import MARKS
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;"
+    "color:#222;background:#fff}table{border-collapse:collapse;width:100%}"
+    "td,th{text-align:left;vertical-align:top;padding:.4em .6em;border-bottom:1px solid #ddd}"
+    "td.n{text-align:right;white-space:nowrap}.bar{background:#0072B2;height:.7em}"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check of one lesson, over the class.
+
+    Attributes:
+        lesson, check, title: which.
+        n: how many students.
+        solved: the share of them with all points, from 0 to 1.
+        half: the share with some.
+        tried: the share that wrote something.
+        mistakes: the most frequent things that a check said, with how often.
+        seconds: the median time that judging it took.
+    """
+
+    lesson: str
+    check: str
+    title: str
+    n: int
+    solved: float
+    half: float
+    tried: float
+    mistakes: list[tuple[str, int]]
+    seconds: float
+
+
+def where_stuck(graded: Iterable[Graded], most: int = 3) -> list[Row]:
+    """The class, check by check, in the lessons' order."""
+    by_check: dict[tuple[str, str], list] = {}
+    for each in graded:
+        for mark in each.marks:
+            by_check.setdefault((each.lesson, mark.grade_id), []).append(mark)
+    rows = []
+    for (lesson, check), marks in by_check.items():
+        n, full = len(marks), sum(m.earned >= m.points for m in marks)
+        some = sum(0 < m.earned < m.points for m in marks)
+        tried = sum(m.state != "open" for m in marks)
+        mistakes = _mistakes(m.message for m in marks if m.state == "wrong")[:most]
+        rows.append(Row(lesson, check, marks[0].title, n, full / n, some / n, tried / n, mistakes,
+                        median(m.seconds for m in marks)))  # fmt: skip
+    return rows
+
+
+def _mistakes(messages: Iterable[str]) -> list[tuple[str, int]]:
+    """Messages by how often they came; those that differ in numbers alone are one."""
+    count: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    for message in messages:
+        kind = re.sub(r"\d[\d.,]*", "#", message.splitlines()[0] if message else "")
+        count[kind] += 1
+        example.setdefault(kind, message.splitlines()[0] if message else "")
+    return [(example[kind], n) for kind, n in count.most_common()]
+
+
+def in_words(rows: list[Row], graded: list[Graded]) -> str:
+    """The report for a terminal."""
+    lines = [f"{len({g.student for g in graded})} students"]
+    lesson = ""
+    for row in rows:
+        if row.lesson != lesson:
+            lesson = row.lesson
+            lines += ["", f"{lesson}", "solved  in part  tried"]
+        shares = f"{row.solved:5.0%}   {row.half:5.0%}   {row.tried:5.0%}"
+        lines.append(f"{shares}   {row.title}")
+        lines += [f"{'':24} {n} x {text[:150]}" for text, n in row.mistakes]
+    if noted := [(g.student, g.lesson, note) for g in graded for note in g.notes]:
+        lines += ["", "to look at"]
+        lines += [f"  {student}, {lesson}: {note}" for student, lesson, note in noted]
+    return "\n".join(lines)
+
+
+def report(rows: list[Row], graded: list[Graded]) -> str:
+    """The report as a page."""
+    n = len({g.student for g in graded})
+    body = [f"<h1>Where the class is stuck</h1><p>{n} students.</p>"]
+    body += ["<table><tr><th>exercise<th>solved<th>in part<th>tried<th>most frequent mistakes</tr>"]
+    for row in rows:
+        said = "<br>".join(f"{n} × {_text(text)}" for text, n in row.mistakes)
+        bar = f'<div class="bar" style="width:{row.solved:.0%}"></div>'
+        body.append(
+            f"<tr><td>{_text(row.title)}<br><small>{_text(row.lesson)}, median "
+            f'{row.seconds:.1f} s</small><td class="n">{row.solved:.0%}{bar}'
+            f'<td class="n">{row.half:.0%}<td class="n">{row.tried:.0%}<td>{said}</tr>'
+        )
+    body.append("</table><h2>To look at</h2><ul>")
+    for each in graded:
+        where = f"{_text(each.student)}, {_text(each.lesson)}"
+        body += [f"<li>{where}: {_text(note)}" for note in each.notes]
+    held = sorted({hold for each in graded for hold in each.holds})
+    body.append("</ul><h2>What students' code was kept from</h2><ul>")
+    body += [f"<li>{_text(hold)}" for hold in held] + ["</ul>"]
+    return _page("Where the class is stuck", "\n".join(body))
+
+
+def feedback(student: str, graded: list[Graded]) -> str:
+    """A page for one student."""
+    body = [f"<h1>{_text(student)}</h1>"]
+    for each in graded:
+        body.append(
+            f"<h2>{_text(each.lesson)}: {each.earned:g} of {each.points:g} points</h2><table>"
+        )
+        for mark in each.marks:
+            sign, colour = MARKS[mark.state]
+            body.append(
+                f'<tr><td style="color:{colour}"><b>{sign}</b><td><b>{_text(mark.title)}</b>'
+                f'<br>{_text(mark.message)}<td class="n">{mark.earned:g} of {mark.points:g}</tr>'
+            )
+        body.append("</table>")
+        if each.notes:
+            body.append("<ul>" + "".join(f"<li>{_text(note)}" for note in each.notes) + "</ul>")
+    return _page(f"Feedback: {student}", "\n".join(body))
+
+
+def _page(title: str, body: str) -> str:
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{_text(title)}</title>"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{STYLE}</style>'
+        f"</head><body>\n{body}\n</body></html>\n"
+    )
+
+
+def _text(value: str) -> str:
+    return html.escape(value).replace("\n", "<br>")
