@@ -20,19 +20,21 @@ def printed(capsys) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_train_step_prints_what_was_agreed(capsys, monkeypatch):
+@pytest.mark.parametrize("kind", ["l1", "topk"])
+def test_train_step_prints_what_was_agreed(kind, capsys, monkeypatch):
     monkeypatch.setitem(train_step.SIZES, "S", (64, 16, 128))
     monkeypatch.setattr(train_step, "SECONDS", 0.001)
     train_step.main(
-        ["--json", "--size", "S", "--l0", "0.02", "--threads", "1", "--peers", "none",
-         "--rounds", "2"]
+        ["--json", "--kind", kind, "--size", "S", "--l0", "0.02", "--threads", "1",
+         "--peers", "none", "--rounds", "2"]
     )  # fmt: skip
     report = printed(capsys)
     assert report["machine"]["threads"] == 1 and report["machine"]["versions"]["torch"]
     (result,) = report["results"]
-    assert {"size": "S", "l0": 0.02, "threads": 1}.items() <= result.items()
+    assert {"kind": kind, "size": "S", "l0": 0.02, "threads": 1}.items() <= result.items()
     assert set(result["samples_per_s"]) == {"saelearn", "textbook"}
     assert set(result["ratio"]) == {"textbook"} and result["share_of_limit"] > 0
+    assert result["copy_gb_per_s"] > 0
 
 
 @pytest.mark.parametrize("l0", [0.002, 0.01, 0.5])
@@ -57,6 +59,16 @@ def test_ours_and_the_textbook_take_the_same_step():
     assert float(loss.total) == pytest.approx(float(expected.total.detach()), rel=1e-5)
     textbook = peers.textbook(problem)
     textbook()  # takes its step without an error
+
+
+def test_topk_has_its_k_active_features_in_each_row():
+    from saelearn.sae import TopK
+
+    problem = peers.Problem.make(50, 16, 256, 0.05, n=1).unbiased()
+    sae = TopK(16, 256, k=problem.k)
+    sae.load_state_dict(problem.weights())
+    assert problem.k == 13 and ((sae.encode(problem.batches()()) > 0).sum(1) == 13).all()
+    peers.textbook_topk(problem)()  # takes its step without an error
 
 
 def test_turns_are_interleaved():
