@@ -145,18 +145,12 @@ def sae_lens_bf16(problem: Problem) -> Step:
     return sae_lens(problem, autocast=True)
 
 
-def sae_lens_topk(problem: Problem, *, sparse: bool = False) -> Step:
-    """SAELens' trainer, its TopK SAE as it is by default."""
+def sae_lens_topk(problem: Problem) -> Step:
+    """SAELens' trainer, its TopK SAE; its sparse activations, off by default, fail on a CPU."""
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
     D, F = problem.W_enc_DF.shape
-    config = TopKTrainingSAEConfig(d_in=D, d_sae=F, k=problem.k, use_sparse_activations=sparse)
-    return _theirs(TopKTrainingSAE(config), problem)
-
-
-def sae_lens_topk_sparse(problem: Problem) -> Step:
-    """The same with its sparse activations, which are off by default."""
-    return sae_lens_topk(problem, sparse=True)
+    return _theirs(TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=F, k=problem.k)), problem)
 
 
 def _theirs(sae, problem: Problem, *, autocast: bool = False) -> Step:
@@ -257,5 +251,5 @@ PACKAGES = {
     sae_lens: "sae-lens", sae_lens_bf16: "sae-lens", dictionary_learning: "dictionary-learning",
     overcomplete: "overcomplete", sparsify: "eai-sparsify",
 }  # fmt: skip
-TOPK = {sae_lens_topk: "sae-lens", sae_lens_topk_sparse: "sae-lens", sparsify: "eai-sparsify"}
+TOPK = {sae_lens_topk: "sae-lens", sparsify: "eai-sparsify"}
 L1_FP32 = ("sae_lens", "dictionary_learning", "overcomplete")
