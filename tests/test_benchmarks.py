@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import end_to_end, gpu, machine, peers, sweep, train_step
+from benchmarks import architectures, end_to_end, gpu, machine, peers, sweep, train_step
 from saelearn.sae import SAE
 
 
@@ -85,6 +85,30 @@ def test_a_sweep_is_measured_with_its_distance_from_separate_trainings(capsys, m
     sweep.main(["--json", "--steps", "3", "--rounds", "1"])
     for result in printed(capsys)["results"]:
         assert result["apart"]["largest"] <= 1e-4 and result["ratio"] > 0
+
+
+def test_architectures_are_trained_and_go_on_from_their_log(capsys, tmp_path):
+    """Every kind by every tool that is here, on planted features; a second call trains nothing."""
+    log = tmp_path / "log.jsonl"
+    given = ["--json", "--quick", "--data", "planted", "--tool", "saelearn", "--log", str(log)]
+    architectures.main(given)
+    first, lines = printed(capsys), log.read_text("utf-8").splitlines()
+    assert [row["kind"] for row in first["results"]] == list(architectures.KINDS)
+    assert len(lines) == sum(
+        len(architectures.strengths("planted", kind)) for kind in architectures.KINDS
+    )
+    for row in first["results"]:
+        assert len(row["l0"]) == len(architectures.strengths("planted", row["kind"]))
+    architectures.main(given)
+    assert printed(capsys)["results"] == first["results"]
+    assert log.read_text("utf-8").splitlines() == lines
+
+
+def test_figures_are_compared_at_equal_l0():
+    runs = [{"l0": l0, "error": error} for l0, error in ((16.0, 0.1), (4.0, 0.3), (1.0, 0.9))]
+    assert architectures.at_equal_l0(runs, 8) == {"error": pytest.approx(0.2)}
+    assert architectures.at_equal_l0(runs, 32) is None
+    assert architectures.at_equal_l0(runs[:1], 8) == {"error": 0.1}
 
 
 def test_end_to_end_prints_seconds_loss_and_l0(capsys, monkeypatch):
