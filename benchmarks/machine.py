@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from saelearn.train.fast import processor
 
+COPIED = 2**26  # bytes
 PEERS = ("sae-lens", "dictionary-learning", "overcomplete", "eai-sparsify")
 
 
@@ -76,3 +77,9 @@ def products(B: int, D: int, F: int) -> dict[str, Callable[[], object]]:
         chunks, weight = [c.to_mkldnn() for c in x_BD.split(512)], W_FD.to_mkldnn()
         ways["product_onednn"] = lambda: [linear(chunk, weight) for chunk in chunks]
     return ways
+
+
+def copy() -> Callable[[], object]:
+    """A plain copy of `COPIED` bytes, more than caches hold: the memory's share in what is slow."""
+    source, target = torch.ones(COPIED // 4), torch.empty(COPIED // 4)
+    return lambda: target.copy_(source)

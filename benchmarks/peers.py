@@ -7,7 +7,7 @@ clips, optimizer, its running statistics. Logging, where it can be switched off,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,20 @@ class Problem:
         b_enc_F = torch.special.ndtri(torch.full((F,), l0, dtype=torch.float64)).float()
         return cls(x_NBD, W_dec_FD.T.contiguous(), b_enc_F, W_dec_FD, torch.zeros(D), l0)
 
+    @property
+    def k(self) -> int:
+        """That share as a number of features."""
+        return max(1, round(self.l0 * len(self.b_enc_F)))
+
+    def weights(self) -> dict[str, Tensor]:
+        """By the names that we share with SAELens."""
+        return {"W_enc": self.W_enc_DF, "b_enc": self.b_enc_F,
+                "W_dec": self.W_dec_FD, "b_dec": self.b_dec_D}  # fmt: skip
+
+    def unbiased(self) -> Problem:
+        """Without `b_enc`: then each row has k features above 0, whatever k."""
+        return replace(self, b_enc_F=torch.zeros_like(self.b_enc_F))
+
     def batches(self) -> Callable[[], Tensor]:
         """A function that gives one batch after the other, round and round."""
         state = {"i": -1}
@@ -53,22 +67,52 @@ class Problem:
 def saelearn(problem: Problem) -> Step:
     """Ours: what `train.train` does in a step, the plan measured beforehand."""
     from saelearn.sae import L1, SAE
-    from saelearn.train import Adam, step
-    from saelearn.train.fast import SparseL1, measured_plan
 
-    (D, F), B = problem.W_enc_DF.shape, problem.x_NBD.shape[1]
-    sae, following = SAE(D, F), problem.batches()
-    sae.load_state_dict(
-        {"W_enc": problem.W_enc_DF, "b_enc": problem.b_enc_F,
-         "W_dec": problem.W_dec_FD, "b_dec": problem.b_dec_D}
-    )  # fmt: skip
-    optimizer = Adam(sae.parameters(), lr=problem.lr)
-    engine, objective = SparseL1(measured_plan(D, F, B)), L1(problem.l1)
+    return _ours(SAE(*problem.W_enc_DF.shape), L1(problem.l1), problem)
+
+
+def saelearn_topk(problem: Problem) -> Step:
+    """The same for TopK with k = L0 and the squared error alone."""
+    from saelearn.sae import Squared, TopK
+
+    return _ours(TopK(*problem.W_enc_DF.shape, k=problem.k), Squared(), problem)
+
+
+def _ours(sae, objective, problem: Problem) -> Step:
+    from saelearn.train import Adam, engine_for, step
+    from saelearn.train.fast import measured_plan
+
+    sae.load_state_dict(problem.weights())
+    optimizer, following = Adam(sae.parameters(), lr=problem.lr), problem.batches()
+    plan = measured_plan(sae.d_in, sae.d_sae, problem.x_NBD.shape[1])
+    engine = engine_for(sae, objective, plan=plan)
     return lambda: step(sae, following(), optimizer, objective, engine=engine)
 
 
 def textbook(problem: Problem) -> Step:
     """Two linear layers, the loss as it is written, autograd, Adam."""
+
+    def loss(x_BD: Tensor, encoder: nn.Linear, decoder: nn.Linear) -> Tensor:
+        f_BF = torch.relu(encoder(x_BD))
+        error = (x_BD - decoder(f_BF)).square().sum(1).mean()
+        return error + problem.l1 * f_BF.sum(1).mean()
+
+    return _two_layers(problem, loss)
+
+
+def textbook_topk(problem: Problem) -> Step:
+    """The same for TopK."""
+
+    def loss(x_BD: Tensor, encoder: nn.Linear, decoder: nn.Linear) -> Tensor:
+        pre_BF = encoder(x_BD)
+        top = pre_BF.topk(problem.k, dim=1)
+        f_BF = torch.zeros_like(pre_BF).scatter(1, top.indices, top.values.relu())
+        return (x_BD - decoder(f_BF)).square().sum(1).mean()
+
+    return _two_layers(problem, loss)
+
+
+def _two_layers(problem: Problem, loss_of: Callable[..., Tensor]) -> Step:
     D, F = problem.W_enc_DF.shape
     encoder, decoder = nn.Linear(D, F), nn.Linear(F, D)
     with torch.no_grad():
@@ -80,10 +124,7 @@ def textbook(problem: Problem) -> Step:
     following = problem.batches()
 
     def step() -> None:
-        x_BD = following()
-        f_BF = torch.relu(encoder(x_BD))
-        error = (x_BD - decoder(f_BF)).square().sum(1).mean()
-        loss = error + problem.l1 * f_BF.sum(1).mean()
+        loss = loss_of(following(), encoder, decoder)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -93,19 +134,33 @@ def textbook(problem: Problem) -> Step:
 
 def sae_lens(problem: Problem, *, autocast: bool = False) -> Step:
     """SAELens' trainer, its standard SAE, fp32 or bf16 autocast."""
-    from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
+
+    D, F = problem.W_enc_DF.shape
+    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=D, d_sae=F, l1_coefficient=problem.l1))
+    return _theirs(sae, problem, autocast=autocast)
+
+
+def sae_lens_bf16(problem: Problem) -> Step:
+    return sae_lens(problem, autocast=True)
+
+
+def sae_lens_topk(problem: Problem) -> Step:
+    """SAELens' trainer, its TopK SAE; its sparse activations, off by default, fail on a CPU."""
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    D, F = problem.W_enc_DF.shape
+    return _theirs(TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=F, k=problem.k)), problem)
+
+
+def _theirs(sae, problem: Problem, *, autocast: bool = False) -> Step:
+    from sae_lens.config import SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    (D, F), B = problem.W_enc_DF.shape, problem.x_NBD.shape[1]
-    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=D, d_sae=F, l1_coefficient=problem.l1))
-    sae.load_state_dict(
-        {"W_enc": problem.W_enc_DF, "b_enc": problem.b_enc_F,
-         "W_dec": problem.W_dec_FD, "b_dec": problem.b_dec_D}
-    )  # fmt: skip
+    sae.load_state_dict(problem.weights())
     config = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=B, lr=problem.lr,
-        lr_end=problem.lr, autocast=autocast, device="cpu",
+        total_training_samples=10**9, train_batch_size_samples=problem.x_NBD.shape[1],
+        lr=problem.lr, lr_end=problem.lr, autocast=autocast, device="cpu",
     )  # fmt: skip
     following = problem.batches()
     trainer = SAETrainer(cfg=config, sae=sae, data_provider=iter([]))
@@ -115,10 +170,6 @@ def sae_lens(problem: Problem, *, autocast: bool = False) -> Step:
         trainer.n_training_steps += 1
 
     return step
-
-
-def sae_lens_bf16(problem: Problem) -> Step:
-    return sae_lens(problem, autocast=True)
 
 
 def dictionary_learning(problem: Problem) -> Step:
@@ -174,12 +225,11 @@ def overcomplete(problem: Problem) -> Step:
 
 
 def sparsify(problem: Problem) -> Step:
-    """EleutherAI's TopK coder with k = L0: another kind of SAE, the fastest of the peers."""
+    """EleutherAI's TopK coder with k = L0, the fastest of the peers."""
     from sparsify import SparseCoder, SparseCoderConfig
 
     D, F = problem.W_enc_DF.shape
-    k = max(1, round(problem.l0 * F))
-    sae = SparseCoder(D, SparseCoderConfig(num_latents=F, k=k), dtype=torch.float32)
+    sae = SparseCoder(D, SparseCoderConfig(num_latents=F, k=problem.k), dtype=torch.float32)
     with torch.no_grad():
         sae.encoder.weight.copy_(problem.W_enc_DF.T)
         sae.encoder.bias.copy_(problem.b_enc_F)
@@ -201,4 +251,5 @@ PACKAGES = {
     sae_lens: "sae-lens", sae_lens_bf16: "sae-lens", dictionary_learning: "dictionary-learning",
     overcomplete: "overcomplete", sparsify: "eai-sparsify",
 }  # fmt: skip
+TOPK = {sae_lens_topk: "sae-lens", sparsify: "eai-sparsify"}
 L1_FP32 = ("sae_lens", "dictionary_learning", "overcomplete")

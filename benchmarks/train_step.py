@@ -1,16 +1,18 @@
-"""One L1 training step in steady state: ours against the textbook's and the peers'.
+"""One training step in steady state, L1 or TopK: ours against the textbook's and the peers'.
 
-    python -m benchmarks.train_step --json --size M --l0 0.01 --threads 1 --peers installed
+    python -m benchmarks.train_step --json --size M --kind l1 --kind topk --threads 1
 
 Weights that keep a given share of features active, the same for all; forward, backward and
 optimizer. All take turns, and ratios are medians over the rounds. The limit is the encoder's
-product alone, 2 B D F operations, at the best fp32 product measured in the same rounds.
+product alone, 2 B D F operations, at the best fp32 product measured in the same rounds; beside it
+stands what a copy of 64 MB reached, since a busy machine has little of its memory's bandwidth.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import statistics
 import sys
@@ -24,15 +26,17 @@ SIZES = {"S": (1_024, 128, 1_024), "M": (2_048, 512, 4_096), "L": (4_096, 768, 8
 SECONDS = 0.15  # of a turn, at least one step
 
 
-def measure(size: str, l0: float, *, with_peers: bool, rounds: int) -> dict:
+def measure(size: str, l0: float, *, with_peers: bool, rounds: int, kind: str = "l1") -> dict:
     """Samples a second of each, ours over theirs, and the share of the limit."""
     B, D, F = SIZES[size]
     problem = peers.Problem.make(B, D, F, l0)
-    steps = {"saelearn": peers.saelearn, "textbook": peers.textbook}
+    if kind == "topk":
+        problem, packages = problem.unbiased(), peers.TOPK
+        steps = {"saelearn": peers.saelearn_topk, "textbook": peers.textbook_topk}
+    else:
+        packages, steps = peers.PACKAGES, {"saelearn": peers.saelearn, "textbook": peers.textbook}
     if with_peers:
-        steps |= {
-            make.__name__: make for make, name in peers.PACKAGES.items() if machine.version(name)
-        }
+        steps |= {make.__name__: make for make, name in packages.items() if machine.version(name)}
     ways, left_out = {}, {}
     for name, make in steps.items():
         try:
@@ -41,10 +45,13 @@ def measure(size: str, l0: float, *, with_peers: bool, rounds: int) -> dict:
         except (RuntimeError, MemoryError) as error:  # one peer needs 48 GB for a step of size L
             left_out[name] = str(error).splitlines()[0]
             ways.pop(name, None)
-    times = machine.interleaved(ways | machine.products(B, D, F), rounds=rounds, seconds=SECONDS)
+    beside = machine.products(B, D, F) | {"copy": machine.copy()}
+    times = machine.interleaved(ways | beside, rounds=rounds, seconds=SECONDS)
+    copy = statistics.median(times.pop("copy"))
     limits = [min(r) for r in zip(*(t for n, t in times.items() if n not in ways), strict=True)]
     ratios = {n: round(machine.ratio(times[n], times["saelearn"]), 2) for n in list(ways)[1:]}
     return {
+        "kind": kind,
         "size": size,
         "l0": l0,
         "threads": torch.get_num_threads(),
@@ -57,12 +64,14 @@ def measure(size: str, l0: float, *, with_peers: bool, rounds: int) -> dict:
             for n, t in times.items()
             if n not in ways
         },
+        "copy_gb_per_s": round(1e-9 * machine.COPIED / copy, 1),
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
     parser.add_argument("--size", choices=SIZES, action="append", help="default: M")
+    parser.add_argument("--kind", choices=("l1", "topk"), action="append", help="default: l1")
     parser.add_argument("--l0", type=float, action="append", help="share active; default: 0.01")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peers", choices=("none", "installed"), default="installed")
@@ -71,16 +80,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     results = []
-    for size in arguments.size or ["M"]:
-        for l0 in arguments.l0 or [0.01]:
-            with contextlib.redirect_stdout(sys.stderr):  # some peers talk
-                results.append(
-                    measure(
-                        size, l0, with_peers=arguments.peers == "installed", rounds=arguments.rounds
-                    )
-                )
-            if not arguments.json:
-                print(json.dumps(results[-1]), file=sys.stderr)
+    wanted = itertools.product(
+        arguments.kind or ["l1"], arguments.size or ["M"], arguments.l0 or [0.01]
+    )
+    how = {"with_peers": arguments.peers == "installed", "rounds": arguments.rounds}
+    for kind, size, l0 in wanted:
+        with contextlib.redirect_stdout(sys.stderr):  # some peers talk
+            results.append(measure(size, l0, kind=kind, **how))
+        if not arguments.json:
+            print(json.dumps(results[-1]), file=sys.stderr)
     print(json.dumps({"machine": machine.describe(), "results": results}))
 
 

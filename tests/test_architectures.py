@@ -43,6 +43,7 @@ from saelearn.sae import (
 from saelearn.toy import PlantedFeatures
 from saelearn.train import Adam, Autograd, engine_for, resample, sweep, train
 from saelearn.train.fast import ENCODERS, Plan, SparseTopK
+from saelearn.train.fast.search import Memory, largest
 
 D, F, B = 8, 16, 50
 
@@ -282,7 +283,8 @@ def test_the_sparse_topk_step_is_autograds(
 
 @pytest.mark.parametrize("kind", [TopK, BatchTopK])
 @pytest.mark.parametrize("k", [1, 3, 40, 256])
-def test_the_sparse_topk_step_at_sizes_that_use_groups_and_chunks(kind, k, monkeypatch):
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_sparse_topk_step_at_sizes_that_use_groups_and_chunks(kind, k, encoder, monkeypatch):
     from saelearn.train.fast import active
 
     monkeypatch.setattr(active, "CHUNK_ROWS", 64)
@@ -290,7 +292,32 @@ def test_the_sparse_topk_step_at_sizes_that_use_groups_and_chunks(kind, k, monke
     sae = kind(12, 512, k=k, decoder_init_norm=0.7)
     sae.b_enc.data = 0.1 * torch.randn(512)
     x_BD = torch.randn(150, 12)
-    assert off_by(sae, x_BD, Squared(), SparseTopK(Plan("plain", 1.0))) < 1e-5
+    assert off_by(sae, x_BD, Squared(), SparseTopK(Plan(encoder, 1.0))) < 1e-5
+
+
+@pytest.mark.parametrize("of_batch", [False, True])
+def test_the_largest_are_found_whatever_the_lengths_of_rows(of_batch):
+    """Features whose margin is far above their neighbours', rows far from zero."""
+    generator = torch.Generator().manual_seed(0)
+    x_BD = 10 * torch.rand(80, 1, generator=generator) + torch.randn(80, 48, generator=generator)
+    W_FD = torch.randn(640, 48, generator=generator) * 10 ** torch.randn(
+        640, 1, generator=generator
+    )
+    b_F = torch.randn(640, generator=generator)
+    z_BF = torch.relu(x_BD.double() @ W_FD.T.double() + b_F)
+    top = z_BF.flatten().topk(7 * 80) if of_batch else z_BF.topk(7)
+    expected_BF = torch.zeros_like(z_BF.flatten() if of_batch else z_BF)
+    expected_BF = expected_BF.scatter(-1, top.indices, top.values).view(80, 640)
+    for encoder in ENCODERS:
+        find = largest(x_BD[None], W_FD[None], b_F[None], Memory(), k=7, of_batch=of_batch,
+                       encoder=encoder)  # fmt: skip
+        found_BF = torch.zeros_like(z_BF)
+        for rows in (slice(0, 30), slice(30, 80)):
+            active = find(rows)
+            place = active.row_A.long() + rows.start, active.g_A.long()
+            found_BF[place] = active.value_A.double()
+        assert torch.equal(found_BF > 0, expected_BF > 0)
+        assert torch.allclose(found_BF, expected_BF, rtol=1e-5, atol=1e-4)
 
 
 def test_engines_are_chosen_by_what_they_can():

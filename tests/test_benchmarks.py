@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import end_to_end, gpu, machine, peers, sweep, train_step
+from benchmarks import architectures, end_to_end, gpu, machine, peers, sweep, train_step
 from saelearn.sae import SAE
 
 
@@ -20,19 +20,21 @@ def printed(capsys) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_train_step_prints_what_was_agreed(capsys, monkeypatch):
+@pytest.mark.parametrize("kind", ["l1", "topk"])
+def test_train_step_prints_what_was_agreed(kind, capsys, monkeypatch):
     monkeypatch.setitem(train_step.SIZES, "S", (64, 16, 128))
     monkeypatch.setattr(train_step, "SECONDS", 0.001)
     train_step.main(
-        ["--json", "--size", "S", "--l0", "0.02", "--threads", "1", "--peers", "none",
-         "--rounds", "2"]
+        ["--json", "--kind", kind, "--size", "S", "--l0", "0.02", "--threads", "1",
+         "--peers", "none", "--rounds", "2"]
     )  # fmt: skip
     report = printed(capsys)
     assert report["machine"]["threads"] == 1 and report["machine"]["versions"]["torch"]
     (result,) = report["results"]
-    assert {"size": "S", "l0": 0.02, "threads": 1}.items() <= result.items()
+    assert {"kind": kind, "size": "S", "l0": 0.02, "threads": 1}.items() <= result.items()
     assert set(result["samples_per_s"]) == {"saelearn", "textbook"}
     assert set(result["ratio"]) == {"textbook"} and result["share_of_limit"] > 0
+    assert result["copy_gb_per_s"] > 0
 
 
 @pytest.mark.parametrize("l0", [0.002, 0.01, 0.5])
@@ -59,6 +61,16 @@ def test_ours_and_the_textbook_take_the_same_step():
     textbook()  # takes its step without an error
 
 
+def test_topk_has_its_k_active_features_in_each_row():
+    from saelearn.sae import TopK
+
+    problem = peers.Problem.make(50, 16, 256, 0.05, n=1).unbiased()
+    sae = TopK(16, 256, k=problem.k)
+    sae.load_state_dict(problem.weights())
+    assert problem.k == 13 and ((sae.encode(problem.batches()()) > 0).sum(1) == 13).all()
+    peers.textbook_topk(problem)()  # takes its step without an error
+
+
 def test_turns_are_interleaved():
     calls = []
     ways = {name: lambda name=name: calls.append(name) for name in "ab"}
@@ -73,6 +85,30 @@ def test_a_sweep_is_measured_with_its_distance_from_separate_trainings(capsys, m
     sweep.main(["--json", "--steps", "3", "--rounds", "1"])
     for result in printed(capsys)["results"]:
         assert result["apart"]["largest"] <= 1e-4 and result["ratio"] > 0
+
+
+def test_architectures_are_trained_and_go_on_from_their_log(capsys, tmp_path):
+    """Every kind by every tool that is here, on planted features; a second call trains nothing."""
+    log = tmp_path / "log.jsonl"
+    given = ["--json", "--quick", "--data", "planted", "--tool", "saelearn", "--log", str(log)]
+    architectures.main(given)
+    first, lines = printed(capsys), log.read_text("utf-8").splitlines()
+    assert [row["kind"] for row in first["results"]] == list(architectures.KINDS)
+    assert len(lines) == sum(
+        len(architectures.strengths("planted", kind)) for kind in architectures.KINDS
+    )
+    for row in first["results"]:
+        assert len(row["l0"]) == len(architectures.strengths("planted", row["kind"]))
+    architectures.main(given)
+    assert printed(capsys)["results"] == first["results"]
+    assert log.read_text("utf-8").splitlines() == lines
+
+
+def test_figures_are_compared_at_equal_l0():
+    runs = [{"l0": l0, "error": error} for l0, error in ((16.0, 0.1), (4.0, 0.3), (1.0, 0.9))]
+    assert architectures.at_equal_l0(runs, 8) == {"error": pytest.approx(0.2)}
+    assert architectures.at_equal_l0(runs, 32) is None
+    assert architectures.at_equal_l0(runs[:1], 8) == {"error": 0.1}
 
 
 def test_end_to_end_prints_seconds_loss_and_l0(capsys, monkeypatch):

@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn.functional import linear
 
-from saelearn.train.fast.active import Active, chunks
+from saelearn.train.fast.active import Active
 
 PROBE_ROWS, PROBE_STRIDE = 32, 8  # some rows and one feature in so many tell how much is active
 ROUND_UP = 1 + 2**-6  # more than a length loses when it is rounded to bf16
@@ -84,16 +84,8 @@ def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch) -> Fin
     parts, since 8 bits would be too rough. Inside, sums are fp32, and rounding a sum to bf16 does
     not change its sign.
     """
-    K, F, D = W_KFD.shape
-    x_KBE, W_KFE = _rounded("x", x_KBD, scratch), _rounded("w", W_KFD, scratch)
-    lost_KBD = scratch("lost", tuple(x_KBD.shape), torch.float32)
-    lost_KBD.copy_(x_KBE[..., :D]).sub_(x_KBD)
-    sums = D * 2.0**-23  # what sums of D terms in fp32 may lose
-    margin_KB = lost_KBD.norm(dim=2) + x_KBD.norm(dim=2) * (2.0**-8 * (1 + 2.0**-8) + sums)
-    x_KBE[..., D : D + 2] = 1
-    W_KFE[..., D] = b_KF
-    W_KFE[..., D + 1] = b_KF - W_KFE[..., D] + b_KF.abs() * 2.0**-15
-    x_KBE[..., D + 2], W_KFE[..., D + 2] = margin_KB * ROUND_UP, W_KFD.norm(dim=2) * ROUND_UP
+    K, F, _ = W_KFD.shape
+    x_KBE, W_KFE = _with_margin(x_KBD, W_KFD, b_KF, scratch)
     W_GD, b_G = W_KFD.flatten(0, 1), b_KF.flatten()
 
     def find(rows: slice) -> Active:
@@ -109,6 +101,27 @@ def _screen(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch) -> Fin
         return Active.of(g_A, row_A, z_A[torch.from_numpy(true_A)], K * F)
 
     return find
+
+
+def _with_margin(
+    x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch
+) -> tuple[Tensor, Tensor]:
+    """Rows in bf16, with the three columns, whose product is at least x.w + b.
+
+    The last but one holds the two factors of the margin, which the product exceeds it by at most
+    twice, and by 2^-14 |b|.
+    """
+    D = x_KBD.shape[2]
+    x_KBE, W_KFE = _rounded("x", x_KBD, scratch), _rounded("w", W_KFD, scratch)
+    lost_KBD = scratch("lost", tuple(x_KBD.shape), torch.float32)
+    lost_KBD.copy_(x_KBE[..., :D]).sub_(x_KBD)
+    sums = D * 2.0**-23  # what sums of D terms in fp32 may lose
+    margin_KB = lost_KBD.norm(dim=2) + x_KBD.norm(dim=2) * (2.0**-8 * (1 + 2.0**-8) + sums)
+    x_KBE[..., D : D + 2] = 1
+    W_KFE[..., D] = b_KF
+    W_KFE[..., D + 1] = b_KF - W_KFE[..., D] + b_KF.abs() * 2.0**-15
+    x_KBE[..., D + 2], W_KFE[..., D + 2] = margin_KB * ROUND_UP, W_KFD.norm(dim=2) * ROUND_UP
+    return x_KBE, W_KFE
 
 
 def _rounded(name: str, full_KND: Tensor, scratch: Scratch) -> Tensor:
@@ -131,6 +144,8 @@ def _taken(z_KFN: Tensor, b_KF: Tensor, scratch: Scratch) -> Active:
 # --- the largest ----------------------------------------------------------------------------------
 
 GROUP = 32  # features whose largest is looked at in their place
+Entries = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Rows, features and values of entries, row by row."""
 
 
 def largest(
@@ -141,100 +156,163 @@ def largest(
 
     Of the maxima of small groups of features the k-th largest is no larger than the k-th largest
     entry, for k groups hold an entry each that is at least as large; and it is not much smaller. So
-    the groups tell which few entries to sort.
+    the groups tell which few entries to sort. The same holds for numbers that no maximum is below:
+    those of a product in bf16, less its margin.
 
     Args:
-        encoder: of `ENCODERS`; "onednn" multiplies by that library, all else the plain way.
+        encoder: of `ENCODERS`: by which product.
     """
-    (x_BD,), (W_FD,), (b_F,) = x_KBD, W_KFD, b_KF
-    product = _products(W_FD, b_F, scratch, encoder)
+    given = x_KBD, W_KFD, b_KF, scratch
+    n_features = W_KFD.shape[1]
+    scores = (_Screened if encoder == "screen" else _Full)(*given, encoder=encoder, k=k)
     if of_batch:
-        z_BF = scratch("z of batch", (len(x_BD), len(W_FD)), torch.float32)
-        for rows in chunks(len(x_BD), W_FD.shape[1]):
-            z_BF[rows] = product(x_BD[rows])
-        maxima = _group_maxima(z_BF, k).flatten()
-        n = k * len(x_BD)
-        bound = float(np.partition(maxima.numpy(), len(maxima) - n)[-n])
-        row_A, f_A, z_A = _above(z_BF, max(0.0, _just_below(bound)), scratch)
-        if len(z_A) > n:
-            kept_A = np.sort(np.argpartition(z_A, len(z_A) - n)[-n:])
-            row_A, f_A, z_A = row_A[kept_A], f_A[kept_A], z_A[kept_A]
+        B = x_KBD.shape[1]
+        maxima, above = scores(slice(0, B))
+        least = np.partition(maxima.reshape(-1), maxima.size - k * B)[maxima.size - k * B]
+        row_A, f_A, z_A = _kept(above(np.full((B, 1), least, np.float32)), k * B)
 
         def find(rows: slice) -> Active:
             low, high = np.searchsorted(row_A, (rows.start, rows.stop))
             own = slice(low, high)
             n_rows = rows.stop - rows.start
-            return _by_feature(row_A[own] - rows.start, f_A[own], z_A[own], n_rows, len(W_FD))
+            return _by_feature(row_A[own] - rows.start, f_A[own], z_A[own], n_rows, n_features)
 
         return find
 
     def find(rows: slice) -> Active:
-        z_NF = product(x_BD[rows])
-        bound_N1 = _group_maxima(z_NF, k).topk(k, sorted=True).values[:, -1:]
-        below_N1 = np.maximum(0.0, _just_below(bound_N1.numpy()))
-        row_A, f_A, z_A = _above(z_NF, below_N1, scratch)
-        count_N = np.bincount(row_A, minlength=len(z_NF))
-        if count_N.max(initial=0) > k:
-            first_N = np.cumsum(count_N) - count_N
-            place_A = np.arange(len(row_A)) - np.repeat(first_N, count_N)
-            z_NP = np.full((len(z_NF), count_N.max()), -np.inf, dtype=np.float32)
-            z_NP[row_A, place_A] = z_A
-            top_NK = torch.from_numpy(z_NP).topk(k, sorted=False).indices.numpy()
-            kept_NP = np.zeros(z_NP.shape, dtype=bool)
-            np.put_along_axis(kept_NP, top_NK, True, axis=1)
-            kept_A = kept_NP[row_A, place_A]
-            row_A, f_A, z_A = row_A[kept_A], f_A[kept_A], z_A[kept_A]
-        return _by_feature(row_A, f_A, z_A, len(z_NF), len(W_FD))
+        maxima_NG, above = scores(rows)
+        place = maxima_NG.shape[1] - k
+        least_N1 = np.partition(maxima_NG, place, axis=1)[:, place, None]
+        n_rows = len(maxima_NG)
+        return _by_feature(*_kept_of_rows(above(least_N1), k, n_rows), n_rows, n_features)
 
     return find
 
 
-def _products(
-    W_FD: Tensor, b_F: Tensor, scratch: Scratch, encoder: str
-) -> Callable[[Tensor], Tensor]:
-    """x -> x W^T + b, row by row."""
-    if encoder == "onednn":
-        W_own, b_own = W_FD.to_mkldnn(), b_F.to_mkldnn()
-        return lambda x_ND: linear(x_ND.to_mkldnn(), W_own, b_own).to_dense()
+class _Full:
+    """Some rows -> each group's maximum, and a function that lists what is not below a bound."""
 
-    def plain(x_ND: Tensor) -> Tensor:
-        z_NF = scratch("z by row", (len(x_ND), len(W_FD)), torch.float32)
-        return torch.addmm(b_F, x_ND, W_FD.T, out=z_NF)
+    def __init__(
+        self, x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch, *, encoder: str, k: int
+    ):
+        (self.x_BD,), (self.W_FD,), (self.b_F,) = x_KBD, W_KFD, b_KF
+        self.scratch, self.size = scratch, _group_size(W_KFD.shape[1], k)
+        if encoder == "onednn":
+            W_own, b_own = self.W_FD.to_mkldnn(), self.b_F.to_mkldnn()
+            self.product = lambda x_ND: linear(x_ND.to_mkldnn(), W_own, b_own).to_dense()
+        else:
+            self.product = self._plain
 
-    return plain
+    def _plain(self, x_ND: Tensor) -> Tensor:
+        z_NF = self.scratch("z by row", (len(x_ND), len(self.W_FD)), torch.float32)
+        return torch.addmm(self.b_F, x_ND, self.W_FD.T, out=z_NF)
+
+    def __call__(self, rows: slice) -> tuple[np.ndarray, Callable[[np.ndarray], Entries]]:
+        z_NF = self.product(self.x_BD[rows])
+
+        def above(least_N1: np.ndarray) -> Entries:
+            below_N1 = np.maximum(0.0, np.nextafter(least_N1, np.float32(-np.inf)))
+            z = z_NF.numpy()
+            index_A = _places(z, below_N1, self.scratch)
+            return *_row_and_column(index_A, z.shape[1]), z.reshape(-1)[index_A]
+
+        return z_NF.view(len(z_NF), -1, self.size).amax(2).numpy(), above
 
 
-def _group_maxima(z_NF: Tensor, k: int) -> Tensor:
-    """Each group's largest; groups are so small that there are 2 k of them, or single entries."""
-    n_features, size = z_NF.shape[1], GROUP
+class _Screened(_Full):
+    """The same by a product in bf16 that no entry exceeds; what it lists is multiplied out."""
+
+    def __init__(
+        self, x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch, *, encoder: str, k: int
+    ):
+        super().__init__(x_KBD, W_KFD, b_KF, scratch, encoder=encoder, k=k)
+        (self.x_BE,), (self.W_FE,) = _with_margin(x_KBD, W_KFD, b_KF, scratch)
+        D = x_KBD.shape[2]
+        self.margin_B1 = self.x_BE[:, D + 2, None].float() * (2 * ROUND_UP)
+        by_group = (-1, self.size)
+        self.margin_G = self.W_FE[:, D + 2].float().view(by_group).amax(1)
+        self.rest_G = self.b_F.abs().view(by_group).amax(1) * 2.0**-13
+
+    def __call__(self, rows: slice) -> tuple[np.ndarray, Callable[[np.ndarray], Entries]]:
+        x_NE = self.x_BE[rows]
+        z_NF = self.scratch("z16", (len(x_NE), len(self.W_FE)), torch.bfloat16)
+        torch.mm(x_NE, self.W_FE.T, out=z_NF)
+        bits_NF = z_NF.view(torch.int16)  # their order is that of the numbers, above 0
+        top_NG = bits_NF.view(len(x_NE), -1, self.size).amax(2).view(torch.bfloat16).float()
+        top_NG -= top_NG.abs() * 2.0**-7  # they were rounded
+        top_NG -= self.margin_B1[rows] * self.margin_G + self.rest_G
+
+        def above(least_N1: np.ndarray) -> Entries:
+            low_N1 = np.maximum(0.0, least_N1 * np.float32(1 - 2**-7))
+            below_N1 = np.maximum(0, (low_N1.view(np.int32) >> 16) - 1).astype(np.int16)
+            index_A = _places(bits_NF.numpy(), below_N1, self.scratch)
+            row_A, f_A = _row_and_column(index_A, len(self.W_FD))
+            z_A = self._multiplied(rows, row_A, f_A)
+            true_A = np.flatnonzero(z_A > 0)
+            return row_A[true_A], f_A[true_A], z_A[true_A]
+
+        return top_NG.numpy(), above
+
+    def _multiplied(self, rows: slice, row_A: np.ndarray, f_A: np.ndarray) -> np.ndarray:
+        """Feature by feature, for more rows of x than of W stay in a core's own cache."""
+        x_ND, F = self.x_BD[rows], len(self.W_FD)
+        place_A = np.arange(len(f_A), dtype=np.int32)
+        wanted = _by_feature(row_A, f_A, place_A, len(x_ND), F)
+        z_A = wanted.dots(self.W_FD, x_ND, self.b_F.index_select(0, wanted.g_A))
+        by_row_A = np.empty(len(f_A), np.float32)
+        by_row_A[wanted.value_A.numpy()] = z_A.numpy()
+        return by_row_A
+
+
+def _group_size(n_features: int, k: int) -> int:
+    """Groups are so small that there are 2 k of them, or single entries."""
+    size = GROUP
     while size > 1 and (n_features % size or n_features < 2 * k * size):
         size //= 2
-    return z_NF if size == 1 else z_NF.view(len(z_NF), -1, size).amax(2)
+    return size
 
 
-def _just_below(bound):
-    return np.nextafter(np.asarray(bound, np.float32), np.float32(-np.inf))
+def _row_and_column(index_A: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    row_A = index_A // width
+    return row_A, index_A - row_A * width
 
 
-def _above(
-    z_NF: Tensor, below: np.ndarray | float, scratch: Scratch
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, features and values of entries above a bound, row by row."""
-    index_A = _places(z_NF.numpy(), below, scratch)
-    row_A = index_A // z_NF.shape[1]
-    return row_A, index_A - row_A * z_NF.shape[1], z_NF.numpy().reshape(-1)[index_A]
+def _kept(entries: Entries, n: int) -> Entries:
+    """The n largest of some entries."""
+    value_A = entries[2]
+    if len(value_A) <= n:
+        return entries
+    kept_A = np.sort(np.argpartition(value_A, len(value_A) - n)[-n:])
+    return tuple(each_A[kept_A] for each_A in entries)
+
+
+def _kept_of_rows(entries: Entries, k: int, n_rows: int) -> Entries:
+    """The k largest of each row."""
+    row_A, _, value_A = entries
+    count_N = np.bincount(row_A, minlength=n_rows)
+    most = count_N.max(initial=0)
+    if most <= k:
+        return entries
+    place_A = np.arange(len(row_A)) - np.repeat(np.cumsum(count_N) - count_N, count_N)
+    value_NP = np.full((n_rows, most), -np.inf, dtype=np.float32)
+    value_NP[row_A, place_A] = value_A
+    kept_NP = np.zeros(value_NP.shape, dtype=bool)
+    top_NK = np.argpartition(value_NP, most - k, axis=1)[:, most - k :]
+    np.put_along_axis(kept_NP, top_NK, True, axis=1)
+    kept_A = kept_NP[row_A, place_A]
+    return tuple(each_A[kept_A] for each_A in entries)
 
 
 def _by_feature(
     row_A: np.ndarray, f_A: np.ndarray, z_A: np.ndarray, n_rows: int, n_features: int
 ) -> Active:
-    """A list that goes row by row, feature by feature."""
+    """A list that goes row by row, feature by feature; `z_A` is whatever goes with an entry."""
     starts_N = np.searchsorted(row_A, np.arange(n_rows + 1)).astype(np.int32)
     by_row = csr_matrix((z_A, f_A.astype(np.int32), starts_N), shape=(n_rows, n_features))
     by_feature = by_row.tocsc()
     g_A = np.repeat(np.arange(n_features, dtype=np.int32), np.diff(by_feature.indptr))
-    values_A = torch.from_numpy(by_feature.data.astype(np.float32, copy=False))
-    return Active.of(g_A, by_feature.indices.astype(np.int32, copy=False), values_A, n_features)
+    row_A = by_feature.indices.astype(np.int32, copy=False)
+    return Active.of(g_A, row_A, torch.from_numpy(by_feature.data), n_features)
 
 
 def _places(z: np.ndarray, least: np.ndarray | float, scratch: Scratch) -> np.ndarray:
