@@ -177,7 +177,7 @@ def sae_lens(run: Run, data: Data) -> SAE:
     from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    steps = max(1, run.tokens // BATCH)
+    steps, lr = max(1, run.tokens // BATCH), dict(run.settings)["lr"]
     d_in = data.x_ND.shape[1]
     torch.manual_seed(run.seed)
     theirs = StandardTrainingSAE(
@@ -188,7 +188,7 @@ def sae_lens(run: Run, data: Data) -> SAE:
     )  # fmt: skip
     config = SAETrainerConfig(
         total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, device="cpu",
-        lr_decay_steps=int(TUTORIAL["lr_decay"] * steps), **dict(run.settings),
+        lr=lr, lr_end=lr, lr_decay_steps=int(TUTORIAL["lr_decay"] * steps),
     )  # fmt: skip
     rows = (x_BD.float() * data.scale for x_BD in shuffled(data.x_ND, BATCH, seed=run.seed))
     trainer = SAETrainer(cfg=config, sae=theirs, data_provider=rows)
