@@ -77,3 +77,11 @@ def test_the_study_of_a_file_prints_one_object(tmp_path, capsys, monkeypatch):
     assert losses[best] == min(losses.values())
     assert set(result["knobs"]["center"]) == {'"mean"', '"zero"', '"geometric_median"'}
     assert len(result["reach"]["loss_after"]) == len(recipe.SHARES)
+
+
+def test_sae_lens_trains_on_the_same_rows_in_the_same_units(data):
+    pytest.importorskip("sae_lens")
+    run = recipe.Run("sae_lens", "noise", 16, 0.5, 0, 40 * recipe.BATCH, (("lr", 4e-3),))
+    untrained = SAE.from_data(data.x_ND * data.scale, 16, center="zero").fold_scale_(data.scale)
+    before = recipe.judge(untrained, data, 0.5)["loss"]
+    assert recipe.judge(recipe.sae_lens(run, data), data, 0.5)["loss"] < before
