@@ -43,7 +43,7 @@ from saelearn.sae import (
 from saelearn.toy import PlantedFeatures
 from saelearn.train import Adam, Autograd, engine_for, resample, sweep, train
 from saelearn.train.fast import ENCODERS, Plan, SparseTopK
-from saelearn.train.fast.search import Memory, largest
+from saelearn.train.fast.search import Scratch, largest
 
 D, F, B = 8, 16, 50
 
@@ -309,7 +309,7 @@ def test_the_largest_are_found_whatever_the_lengths_of_rows(of_batch):
     expected_BF = torch.zeros_like(z_BF.flatten() if of_batch else z_BF)
     expected_BF = expected_BF.scatter(-1, top.indices, top.values).view(80, 640)
     for encoder in ENCODERS:
-        find = largest(x_BD[None], W_FD[None], b_F[None], Memory(), k=7, of_batch=of_batch,
+        find = largest(x_BD[None], W_FD[None], b_F[None], Scratch(), k=7, of_batch=of_batch,
                        encoder=encoder)  # fmt: skip
         found_BF = torch.zeros_like(z_BF)
         for rows in (slice(0, 30), slice(30, 80)):
