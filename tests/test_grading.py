@@ -431,7 +431,7 @@ def run(folder: Path, out: Path, **options) -> list[Graded]:
 
 def books(out: Path) -> dict[str, bytes]:
     names = ("gradebook.csv", "gradebook.json", "totals.csv")
-    pages = sorted((out / "feedback").iterdir())
+    pages = sorted((out / "feedback").glob("*.html"))
     return {p.name: p.read_bytes() for p in [*(out / name for name in names), *pages]}
 
 

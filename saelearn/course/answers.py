@@ -26,6 +26,7 @@ from torch import Tensor
 from saelearn import artifacts
 from saelearn.course import wire
 from saelearn.course.confine import Limits
+from saelearn.course.sandbox import warm_up
 from saelearn.course.wire import Broken, Yours
 from saelearn.errors import Refusal
 
@@ -66,6 +67,7 @@ class Mother:
                 command, env=environment, pass_fds=[theirs.fileno()], cwd="/"
             )
         self._request(["import", *self._modules])
+        warm_up()  # here too: an import that a check's time limit cut short would stay half done
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -177,7 +177,7 @@ def _noted(check: Check, function: Callable, values: list[Any]) -> Verdict:
 
 def _run(function: Callable, values: list[Any], sandbox: Sandbox) -> Verdict:
     """A check's verdict, or why there is none."""
-    with _within(2 * sandbox.limits.check):
+    with _within(10 * sandbox.limits.check):
         verdict = told(function.title, "", lambda: function.__wrapped__(*values), tuple(values))
     if sandbox.gone:
         return Verdict("wrong", function.title, sandbox.gone)

@@ -182,7 +182,7 @@ def mother(control: int) -> None:
     import socket
 
     shell = _shell()
-    _warm_up()
+    warm_up()
     with socket.socket(fileno=control) as judge:
         while True:
             message, pipes, _, _ = socket.recv_fds(judge, 65_536, 2)
@@ -208,7 +208,7 @@ def mother(control: int) -> None:
                 judge.sendall(b"done")
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """torch imports parts of itself at an optimizer's first step, a second that is paid once here.
 
     Without `backward`, which may start threads, and with threads no process should fork.
