@@ -151,8 +151,8 @@ KINDS = {
     "jumprelu_step": Kind(
         lambda c, F: {"kind": JumpReLU, "objective": JumpL0(c)},
         "JumpReLUTrainingSAE", lambda c, F: {"l0_coefficient": c},
-        {"planted": (0.5, 2.0), "tiny": (4.0, 12.0, 36.0)}, "l0_warm_up_steps",
-        at={"tiny": 24},
+        {"planted": (0.5, 2.0), "tiny": (0.25, 1.0, 4.0)}, "l0_warm_up_steps",
+        at={"tiny": 32},
     ),
     "gated": Kind(
         lambda c, F: {"kind": Gated, "objective": GatedL1(c)},
@@ -309,7 +309,7 @@ def at_equal_l0(runs: Sequence[dict], k: float) -> dict[str, float] | None:
 def summary(runs: Sequence[dict], k_of: dict[str, int]) -> list[dict]:
     """One row for each data set, kind and tool: means and deviations over the seeds."""
     grouped: dict[tuple, dict[int, list[dict]]] = {}
-    for run in runs:
+    for run in (r for r in runs if r["strength"] in strengths(r["data"], r["kind"])):
         by_seed = grouped.setdefault((run["data"], run["kind"], run["tool"]), {})
         by_seed.setdefault(run["seed"], []).append(run)
     rows = []
