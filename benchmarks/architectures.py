@@ -50,10 +50,10 @@ from saelearn.sae import (
 )
 from saelearn.tiny import shipped
 from saelearn.toy import PlantedFeatures
-from saelearn.train import Settings, mean_norm_scale, shuffled, train
+from saelearn.train import Settings, mean_norm_scale, shuffled, train, usual_lr
 from saelearn.train.settings import objective_of
 
-LR, BATCH, SEEDS = Settings.lr, 512, 3
+BATCH, SEEDS = 512, 3
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def saelearn(kind: Kind, data: Data, strength: float, seed: int, **more) -> SAE:
     """Ours, by `train` with its defaults."""
     given = kind.ours(strength, data.d_sae) | more
     return train(
-        data.x_ND, data.d_sae, **given, steps=data.steps, batch_size=BATCH, lr=LR, seed=seed,
+        data.x_ND, data.d_sae, **given, steps=data.steps, batch_size=BATCH, seed=seed,
         normalize=False, progress=False,
     ).sae.exported()  # fmt: skip
 
@@ -213,14 +213,14 @@ def sae_lens(kind: Kind, data: Data, strength: float, seed: int, *, scheduled: b
     state = {name: t for name, t in mine.new_sae(start).state_dict().items()
              if name in dict(sae.named_parameters())}  # fmt: skip
     sae.load_state_dict(state, strict=False)
-    schedule = {}
+    lr, schedule = usual_lr(BATCH, data.x_ND.shape[1]), {}
     if scheduled:
         schedule["lr_warm_up_steps"] = round(mine.lr_warmup * data.steps)
         schedule["lr_decay_steps"] = round(mine.lr_decay * data.steps)
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
-            total_training_samples=data.steps * BATCH, train_batch_size_samples=BATCH, lr=LR,
-            lr_end=LR, **schedule,
+            total_training_samples=data.steps * BATCH, train_batch_size_samples=BATCH, lr=lr,
+            lr_end=lr, **schedule,
         ),
         sae=sae, data_provider=shuffled(data.x_ND, BATCH, seed=seed),
     )  # fmt: skip
@@ -373,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 file.write(json.dumps(runs[-1]) + "\n")
     k_of = {name: data.k for name, data in made.items()}
     rows = summary([run for run in runs if run["data"] in made], k_of)
-    print(json.dumps({"machine": machine.describe(), "lr": LR, "results": rows}))
+    print(json.dumps({"machine": machine.describe(), "results": rows}))
 
 
 if __name__ == "__main__":

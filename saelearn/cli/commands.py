@@ -283,7 +283,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--l1", type=float, default=1.0, dest="l1_coefficient", help="lambda: more is sparser")
     add("--steps", type=int, default=4_000, help="optimizer steps")
     add("--batch-size", type=int, default=2_048, help="rows a step, of all processes together")
-    add("--lr", type=float, default=1e-3, help="peak learning rate")
+    add("--lr", type=float, help="peak learning rate (default: by batch size and width)")
     add("--resample-at", type=float, nargs="*", default=(), metavar="SHARE",
         help="when dead features start anew, as shares of the steps")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights, shuffling and resampling")

@@ -22,7 +22,7 @@ from saelearn.errors import Refusal
 from saelearn.lm import LM
 from saelearn.sae import SAE, TopK
 from saelearn.tiny import dial, pretrain, shipped
-from saelearn.train import train
+from saelearn.train import train, usual_lr
 
 # pairs that only differ in what was said before: whoever tells them apart looked back
 MEMORIES = (
@@ -35,7 +35,7 @@ THREADS = 1  # a sum is rounded as it is split: with two, the same seed gives an
 HELD_OUT_DOCUMENTS = 4_000
 FOURGRAM_DOCUMENTS = 200_000
 SAE_DOCUMENTS = 24_000  # 1.5 million tokens
-SAE_TRAINING = {"steps": 12_000, "batch_size": 1_024, "lr": 2e-3, "log_every": 250}
+SAE_TRAINING = {"steps": 12_000, "batch_size": 1_024, "log_every": 250}
 PROBE_DOCUMENTS = 2_000
 
 
@@ -135,6 +135,7 @@ def build_sae(root: Path, name: str, x_ND: Tensor) -> None:
     recipe = shipped.recipes()[name]
     print(f"SAE {name}")
     d_sae, how = recipe.d_sae or shipped.D_SAE, SAE_TRAINING | {"seed": recipe.seed}
+    how["lr"] = lr_for(x_ND.shape[1], recipe.l1_coefficient or 0.0)
     strength = {"k": recipe.k} if recipe.k else {"l1_coefficient": recipe.l1_coefficient}
     trained = train(x_ND, d_sae, kind=TopK if recipe.k else SAE, **strength, **how)
     trained.sae.metadata |= strength | how | {
@@ -146,6 +147,11 @@ def build_sae(root: Path, name: str, x_ND: Tensor) -> None:
     }  # fmt: skip
     trained.sae.save(root / "saes" / name)
     artifacts.write_json(root / "saes" / f"{name}.history.json", trained.history)
+
+
+def lr_for(d_in: int, l1_coefficient: float) -> float:
+    """The usual rate, less where a strong penalty would silence more than a few in a hundred."""
+    return usual_lr(SAE_TRAINING["batch_size"], d_in) / max(1.0, l1_coefficient) ** 0.5
 
 
 def build_probes(root: Path) -> None:

@@ -29,8 +29,6 @@ N_ROWS = 20_000  # to measure on; "dead" means silent in all of them
 N_PICTURE = 200  # rows whose activations are kept for the picture
 TRAINING = {
     "steps": 2_000,
-    "lr": 4e-3,
-    "l1_warmup": 0.3,
     "decoder_norm": "unit_norm",
     "normalize": False,
 }

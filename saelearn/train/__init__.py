@@ -8,7 +8,7 @@ from saelearn.train.resampling import resample
 from saelearn.train.settings import PRECISIONS, Settings
 from saelearn.train.stacked import sweep
 from saelearn.train.state import Record, Trained
-from saelearn.train.update import Adam, l1_factor, lr_factor, step
+from saelearn.train.update import Adam, l1_factor, lr_factor, step, usual_lr
 
 __all__ = [
     "PRECISIONS",
@@ -27,4 +27,5 @@ __all__ = [
     "step",
     "sweep",
     "train",
+    "usual_lr",
 ]

@@ -40,7 +40,7 @@ def train(
     objective: Objective | None = None,
     target: Tensor | None = None,
     batch_size: int = Settings.batch_size,
-    lr: float = Settings.lr,
+    lr: float | None = Settings.lr,
     bias_lr: float | None = Settings.bias_lr,
     lr_warmup: float = Settings.lr_warmup,
     lr_decay: float = Settings.lr_decay,
@@ -82,14 +82,15 @@ def train(
         target: what is to be reconstructed, if not `data` itself: rows `[N, D']` of another site.
             A stream gives pairs of batches instead.
         batch_size: B, if `data` is one tensor; of all processes together.
-        lr: peak learning rate.
+        lr: peak learning rate; None takes `usual_lr` of batch size and width, which is right for a
+            few million rows: halve it where more than a few features in a hundred die.
         bias_lr: how many times that `b_enc` (and what else is as large as pre-activations) moves
             by. Adam moves every number by about the same, and a bias has as far to go as a whole
             product x.w; None counts it as the weight of an input as long as x: the root of the
             mean squared norm in training.
         lr_warmup, lr_decay: shares of the steps in which it rises from 0, and falls to 0.
-        l1_warmup: share of the steps in which the penalty rises from 0; without it many features
-            die.
+        l1_warmup: share of the steps in which the penalty rises from 0; the shorter, the more
+            features die.
         decoder_norm: "weighted", "unit_norm" (rows kept at length 1) or "free" (cheats); weighted
             for L1, where an objective is given its own.
         center: where `b_dec` starts: "mean", "geometric_median" or "zero".
@@ -148,7 +149,7 @@ def train(
             while state.step < steps and not engine.stop_now():
                 x_BD, now = rows.prepare(next(feed), state)
                 state.whole = False
-                state.optimizer.lr = settings.lr_at(state.step)
+                state.optimizer.lr = rows.lr_at(state.step)
                 seen = step(
                     state.sae, x_BD, state.optimizer, settings.objective, now=now,
                     clip_norm=clip_norm, engine=engine,

@@ -14,6 +14,7 @@ from saelearn.train import parallel
 from saelearn.train.batches import Shuffled, Streamed, mean_norm_scale
 from saelearn.train.settings import Settings
 from saelearn.train.state import State
+from saelearn.train.update import usual_lr
 
 SAMPLE_DOCUMENTS = 256  # whose activations the scale is taken from, if the model has to be run
 
@@ -28,6 +29,7 @@ class Rows:
     Attributes:
         d_in, d_out: widths of the input, and of the target if it is another.
         batch_size: rows in a step.
+        lr: peak learning rate.
         bias_lr: how many times the learning rate offsets move by.
     """
 
@@ -48,6 +50,9 @@ class Rows:
             self.scale = self.target_scale = to_width
             if target_ND is not None:
                 self.target_scale = mean_norm_scale(target_ND)
+        self.lr = settings.lr
+        if settings.lr is None:
+            self.lr = usual_lr(self.batch_size, self._d_in)
         typical_norm = self.scale * self._d_in**0.5 / to_width
         self.bias_lr = typical_norm if settings.bias_lr is None else settings.bias_lr
 
@@ -68,8 +73,12 @@ class Rows:
         target_ND = None if target_ND is None else target_ND * self.target_scale
         sae = self.settings.new_sae(x_ND * self.scale, target_ND)
         scales = {"scale": self.scale, "target_scale": self.target_scale}
-        how = {"lr": self.settings.lr, "bias_lr": self.bias_lr, "seed": self.settings.seed}
+        how = {"lr": self.lr, "bias_lr": self.bias_lr, "seed": self.settings.seed}
         return State(sae, memory=memory, **how, **scales)
+
+    def lr_at(self, i: int) -> float:
+        """The learning rate of step `i`."""
+        return self.lr * self.settings.lr_share_at(i)
 
     def small_sae(self) -> SAE:
         """One of the kind with as few features as it can have, to count with."""

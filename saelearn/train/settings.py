@@ -30,11 +30,11 @@ class Settings:
     kind: Callable[..., SAE] = SAE
     k: int | None = None
     batch_size: int = 1_024
-    lr: float = 1e-3
-    bias_lr: float | None = 1.0
-    lr_warmup: float = 0.02
+    lr: float | None = None
+    bias_lr: float | None = None
+    lr_warmup: float = 0.0
     lr_decay: float = 0.2
-    l1_warmup: float = 0.05
+    l1_warmup: float = 0.3
     center: str = "mean"
     normalize: bool = True
     clip_norm: float = 1.0
@@ -52,9 +52,9 @@ class Settings:
         check_whole(self.seed, "seed", 0, 2**63 - 1)
         if self.k is not None:
             check_whole(self.k, "k", 1, self.d_sae)
-        check_range(self.lr, "lr", 0.0)
-        if self.bias_lr is not None:
-            check_range(self.bias_lr, "bias_lr", 0.0)
+        for name in ("lr", "bias_lr"):
+            if getattr(self, name) is not None:
+                check_range(getattr(self, name), name, 0.0)
         for name in ("lr_warmup", "lr_decay", "l1_warmup"):
             check_range(getattr(self, name), name, 0.0, 1.0)
         if not (isinstance(self.clip_norm, float | int) and self.clip_norm > 0):
@@ -117,9 +117,9 @@ class Settings:
                 "functools.partial(kind, ...) gives it arguments of its own",
             ) from error
 
-    def lr_at(self, i: int) -> float:
-        """The learning rate of step `i`."""
-        return self.lr * lr_factor(i, self.steps, warmup=self.lr_warmup, decay=self.lr_decay)
+    def lr_share_at(self, i: int) -> float:
+        """The share of its peak that the learning rate has in step `i`."""
+        return lr_factor(i, self.steps, warmup=self.lr_warmup, decay=self.lr_decay)
 
     def warmup_at(self, i: int) -> float:
         """The share of its final strength that a penalty has in step `i`."""

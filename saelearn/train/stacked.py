@@ -55,7 +55,7 @@ def sweep(
     objective: Objective | None = None,
     target: Tensor | None = None,
     batch_size: int = Settings.batch_size,
-    lr: float = Settings.lr,
+    lr: float | None = Settings.lr,
     bias_lr: float | None = Settings.bias_lr,
     lr_warmup: float = Settings.lr_warmup,
     lr_decay: float = Settings.lr_decay,
@@ -203,7 +203,7 @@ class _InTurn:
         for state, rows, engine in zip(self._states, self._rows, self._engines, strict=True):
             x_BD, now = rows.prepare(batch_BX, state)
             settings = rows.settings
-            state.optimizer.lr = settings.lr_at(state.step)
+            state.optimizer.lr = rows.lr_at(state.step)
             seen = step(
                 state.sae, x_BD, state.optimizer, settings.objective, now=now,
                 clip_norm=settings.clip_norm, engine=engine,
@@ -256,7 +256,7 @@ class _SideBySide:
         clip_(gradient, settings.clip_norm)
         for parameter, slope in zip(self._stack, gradient, strict=True):
             parameter.grad = slope
-        self._adam.lr = settings.lr_at(i)
+        self._adam.lr = self._rows.lr_at(i)
         self._adam.step()
         if decoder_norm == "unit_norm":
             unit_rows_(self._stack.W_dec_KFD)

@@ -6,6 +6,7 @@ Shapes: B batch, D activation width, F features, K SAEs side by side.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -136,6 +137,19 @@ def clip_(gradients: Sequence[Tensor], clip_norm: float) -> None:
 def unit_rows_(W_dec_FD: Tensor) -> None:
     """Bring decoder rows back to length 1."""
     W_dec_FD.div_(W_dec_FD.norm(dim=-1, keepdim=True))
+
+
+def usual_lr(batch_size: int, d_in: int) -> float:
+    """The peak learning rate that learned most from a few million rows (`benchmarks.recipe`).
+
+    Adam moves every weight by about the rate: a row of D weights turns by sqrt(D) of it, and the
+    mean over a batch is known sqrt(B) times as well.
+
+    Args:
+        batch_size: rows in a step, B.
+        d_in: activation width, D.
+    """
+    return 4e-3 * math.sqrt(batch_size / 1_024 * 128 / d_in)
 
 
 def lr_factor(i: int, steps: int, *, warmup: float, decay: float) -> float:
