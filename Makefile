@@ -12,8 +12,8 @@ STATE := $(shell { pwd; cat pyproject.toml constraints.txt saelearn/__init__.py;
 STAMP := .venv/.ready-$(STATE)
 
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 \
-	--nbval-sanitize-with=tests/nbval_sanitize.cfg
-PYTEST := $(PY) -m pytest -q --durations=8
+	--nbval-sanitize-with=tests/nbval_sanitize.cfg -p nbval_tolerance
+PYTEST := PYTHONPATH=tests $(PY) -m pytest -q --durations=8
 
 .PHONY: help lab test test-slow data student doctor lint clean
 .DELETE_ON_ERROR:

@@ -13,7 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nbval_tolerance import faults_of
+
 from saelearn.course import BEGIN, END
+from saelearn.course.versions import is_claim
 
 EXEMPT = "nbval-ignore-output"
 EXEMPT_SHARE = 0.15  # of a lesson's code cells
@@ -32,16 +35,17 @@ Notebook = dict[str, Any]
 
 def faults(notebook: Notebook) -> list[str]:
     """Everything that must not be in a committed lesson, each as a sentence."""
-    rules = (_counts, _stored, _exempt, _hidden, _described, _clean, _short, _read_aloud)
+    rules = (_counts, _stored, _exempt, _hidden, _described, _clean, _short, _read_aloud, _claims)
     return [fault for rule in rules for fault in rule(notebook)]
 
 
 def remarks(notebook: Notebook) -> list[str]:
     """Where a lesson leaves its budget: a feeling for proportion, so a warning."""
     text = "\n".join(source(cell) for cell in notebook["cells"] if is_prose(cell))
+    shown = [cell for cell in notebook["cells"] if not is_claim(cell)]
     have = {
-        "cells": len(notebook["cells"]),
-        "code cells": len(code_cells(notebook)),
+        "cells": len(shown),
+        "code cells": sum(not is_prose(cell) for cell in shown),
         "words": len(re.findall(r"[^\W\d_]{2,}", text)),
         "figures": sum(has_figure(cell) for cell in code_cells(notebook)),
         "exercises": len(re.findall(r"(?m)^### Exercise ", text)),
@@ -51,7 +55,7 @@ def remarks(notebook: Notebook) -> list[str]:
         for what, (low, high) in SHOULD.items()
         if not low <= have[what] <= high
     ]
-    bare = sum(not is_prose(a) and not is_prose(b) for a, b in pairwise(notebook["cells"]))
+    bare = sum(not is_prose(a) and not is_prose(b) for a, b in pairwise(shown))
     return outside + ([f"{bare} times two code cells without prose between"] if bare else [])
 
 
@@ -123,8 +127,7 @@ def _stored(notebook: Notebook) -> Iterator[str]:
 
 def shows_something(code: str) -> bool:
     """Whether a cell prints, draws or ends with a value, as far as its text can tell."""
-    lines = [line for line in code.splitlines() if not line.lstrip().startswith(("%", "!"))]
-    body = ast.parse("\n".join(lines)).body
+    body = ast.parse(_unmagical(code)).body
     top = [node for node in body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
     calls = [n.func for node in top for n in ast.walk(node) if isinstance(n, ast.Call)]
     if any(isinstance(f, ast.Name) and f.id in {"print", "display"} for f in calls):
@@ -182,6 +185,33 @@ def _short(notebook: Notebook) -> Iterator[str]:
         lines = [x for x in source(cell).splitlines() if x.strip() not in ("", BEGIN, END)]
         if len(lines) > MAX_LINES:
             yield f"cell {cell.get('id')} has {len(lines)} lines; at most {MAX_LINES} are read"
+
+
+def _claims(notebook: Notebook) -> Iterator[str]:
+    """A claim cell asserts and nothing else; a tolerance is one."""
+    for cell in code_cells(notebook):
+        if "tolerance" in cell["metadata"]:
+            for fault in faults_of(cell["metadata"]["tolerance"]):
+                yield f"cell {cell.get('id')}: {fault}"
+        if is_claim(cell):
+            body = ast.parse(source(cell)).body
+            leaves = [n for top in body for n in ast.walk(top) if isinstance(n, ast.stmt)]
+            if not all(isinstance(n, ast.Assert | ast.For) for n in leaves) or not leaves:
+                yield f"cell {cell.get('id')} has the tag claim and does more than assert"
+
+
+def open_asserts(notebook: Notebook) -> int:
+    """How many code cells could greet a reader who turns a knob with an AssertionError."""
+    return sum(
+        any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(_unmagical(source(cell)))))
+        for cell in code_cells(notebook)
+        if not is_claim(cell)
+    )
+
+
+def _unmagical(code: str) -> str:
+    lines = code.splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
 
 
 def _read_aloud(notebook: Notebook) -> Iterator[str]:

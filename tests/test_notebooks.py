@@ -136,8 +136,9 @@ def nbval(notebook: dict, folder: Path) -> list[int]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-rf"]
     command += ["--nbval", "--nbval-current-env", f"--nbval-cell-timeout={CELL_TIMEOUT}"]
     command += [f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}"]
-    command += ["--rootdir", str(folder), "--color=no", str(path)]
+    command += ["-p", "nbval_tolerance", "--rootdir", str(folder), "--color=no", str(path)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stdout + done.stderr
     return sorted(int(n) for n in re.findall(r"(?m)^FAILED .*::Cell (\d+)", done.stdout))

@@ -30,6 +30,7 @@ from saelearn.errors import ArtifactError, Refusal
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 STUB = "...  # your code here"
+CLAIM = "claim"  # the tag of a cell that holds what the lesson says to what it shows
 MEMORY = ".lessons.json"
 
 
@@ -63,10 +64,18 @@ def pages(source: Path | None = None) -> list[Path]:
 def student_version(notebook: dict[str, Any]) -> dict[str, Any]:
     """The notebook with each solution replaced by a stub, outputs and counts cleared.
 
+    Cells with the tag `claim` are left out: a reader who turns a knob is to see what changes.
+
     Raises:
         Refusal: a solution's markers do not come in pairs.
     """
-    return {**notebook, "cells": [_student_cell(cell) for cell in notebook["cells"]]}
+    shown = [cell for cell in notebook["cells"] if not is_claim(cell)]
+    return {**notebook, "cells": [_student_cell(cell) for cell in shown]}
+
+
+def is_claim(cell: dict[str, Any]) -> bool:
+    """Whether a cell is there for the tests alone."""
+    return cell["cell_type"] == "code" and CLAIM in cell["metadata"].get("tags", [])
 
 
 def student_bytes(lesson: Path) -> bytes:
