@@ -135,7 +135,7 @@ def build_sae(root: Path, name: str, x_ND: Tensor) -> None:
     recipe = shipped.recipes()[name]
     print(f"SAE {name}")
     d_sae, how = recipe.d_sae or shipped.D_SAE, SAE_TRAINING | {"seed": recipe.seed}
-    how["lr"] = lr_for(x_ND.shape[1], recipe.l1_coefficient or 0.0)
+    how["lr"] = lr_for(x_ND.shape[1], d_sae, recipe.l1_coefficient or 0.0)
     strength = {"k": recipe.k} if recipe.k else {"l1_coefficient": recipe.l1_coefficient}
     trained = train(x_ND, d_sae, kind=TopK if recipe.k else SAE, **strength, **how)
     trained.sae.metadata |= strength | how | {
@@ -149,9 +149,14 @@ def build_sae(root: Path, name: str, x_ND: Tensor) -> None:
     artifacts.write_json(root / "saes" / f"{name}.history.json", trained.history)
 
 
-def lr_for(d_in: int, l1_coefficient: float) -> float:
-    """The usual rate, less where a strong penalty would silence more than a few in a hundred."""
-    return usual_lr(SAE_TRAINING["batch_size"], d_in) / max(1.0, l1_coefficient) ** 0.5
+def lr_for(d_in: int, d_sae: int, l1_coefficient: float) -> float:
+    """The usual rate, less where more than a few features in a hundred would die of it.
+
+    That is where the penalty is strong, and where features are many for the width: with 4,096 of
+    them 40 % were silent at the usual rate, 10 % at half of it, 2 % at a quarter.
+    """
+    strong, many = max(1.0, l1_coefficient) ** 0.5, max(1.0, d_sae / (8 * d_in))
+    return usual_lr(SAE_TRAINING["batch_size"], d_in) / (strong * many)
 
 
 def build_probes(root: Path) -> None:
