@@ -141,6 +141,15 @@ def encoder_decoder_cosine(W_enc_DF: Tensor, W_dec_FD: Tensor) -> Tensor:
     return torch.cosine_similarity(W_enc_DF.T, W_dec_FD, dim=1)
 
 
+def surprise(logits_TV: Tensor, tokens_T: Tensor) -> Tensor:
+    """Nats of tokens 1 to T - 1 of one text, `[T - 1]`, each given all tokens before it.
+
+    -log p of the token that came: the scores at one place are about the next. Lesson 06 builds it.
+    """
+    log_p_TV = logits_TV[:-1].log_softmax(-1)
+    return -log_p_TV.gather(1, tokens_T[1:, None])[:, 0]
+
+
 def effective_number(mass: Tensor) -> Tensor:
     """exp(entropy) of shares along the last dimension: 1 if all mass is in one place, n if even.
 

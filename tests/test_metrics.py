@@ -42,6 +42,13 @@ def test_l0_is_the_sum_of_the_frequencies(seed: int) -> None:
     assert metrics.dead_fraction(f) == float((frequency == 0).double().mean())
 
 
+def test_surprise_is_the_cross_entropy_of_the_next_token() -> None:
+    logits_TV, tokens_T = normal(0, 6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
+    p_TV = np.exp(logits_TV.numpy()) / np.exp(logits_TV.numpy()).sum(1, keepdims=True)
+    by_hand = [-math.log(p_TV[t - 1, tokens_T[t]]) for t in range(1, 6)]
+    assert metrics.surprise(logits_TV, tokens_T).tolist() == pytest.approx(by_hand)
+
+
 # --- explained variance and shrinkage -------------------------------------------------------------
 
 

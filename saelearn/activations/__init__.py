@@ -14,6 +14,7 @@ from saelearn.activations.harvest import (
     splice,
     stream,
 )
+from saelearn.activations.patching import patch_map, swap
 from saelearn.activations.source import write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
 
@@ -27,7 +28,9 @@ __all__ = [
     "collect_all",
     "gather",
     "measure_loss_recovered",
+    "patch_map",
     "splice",
     "stream",
+    "swap",
     "write",
 ]

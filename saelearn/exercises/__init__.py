@@ -28,6 +28,7 @@ from saelearn.exercises.undisturbed import undisturbed
 GRADING = os.environ.get("SAELEARN_GRADE", "") not in ("", "0")
 """Read once: an answer that changes the environment changes nothing here."""
 LONGEST = 2_000  # characters of a message that anybody reads
+_PASSED: dict[str, tuple] = {}  # a check's title -> the answers that it took last
 
 
 class Mistake(Exception):
@@ -93,6 +94,8 @@ def exercise(title: str, *, passed: str) -> Callable[[Callable[..., None]], Call
         @functools.wraps(judge)
         def check(*answers: Any) -> Verdict:
             verdict = told(title, passed, lambda: judge(*answers), answers)
+            if verdict.passed:
+                _PASSED[title] = answers
             if GRADING and not verdict.passed:
                 raise NotPassed(repr(verdict))
             return verdict
@@ -124,6 +127,17 @@ def told(title: str, passed: str, judge: Callable[[], str | None], answers: tupl
             state, message = _explained(error)
         return Verdict(state, title, message[:LONGEST], getattr(error, "half", 0.0))
     return Verdict("passed", title, passed if said is None else said)
+
+
+def own(answer: Any, otherwise: Any) -> Any:
+    """What a lesson goes on with: the learner's answer if its check took it, else the library's.
+
+    Args:
+        answer: a function that was handed to a check before, or something that never was.
+        otherwise: what takes its place while the exercise is open.
+    """
+    taken = any(answer is each for answers in _PASSED.values() for each in answers)
+    return answer if taken else otherwise
 
 
 def _explained(error: BaseException) -> tuple[str, str]:

@@ -235,3 +235,25 @@ def test_what_is_half_right_earns_its_half(number, name, changed, share):
     verdict = check(*changed(*answers))
     assert not verdict.passed
     assert verdict.share == pytest.approx(share)
+
+
+def test_a_lesson_goes_on_with_what_passed():
+    @exercise("Exercise 99.1", passed="yes")
+    def doubles(function):
+        if function(3) != 6:
+            raise Mistake("no")
+
+    def right(x):
+        return x + x
+
+    def wrong(x):
+        return x * x
+
+    def never_shown(x):
+        return 2 * x
+
+    for function in (right, wrong):
+        doubles(function)
+    assert exercises.own(right, len) is right
+    for function in (wrong, never_shown, ..., None):
+        assert exercises.own(function, len) is len
