@@ -70,8 +70,9 @@ def clamp(sae: SAE, feature: int, value: float, *, positions: range = EVERYWHERE
     _check_positions(positions)
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        f_BT1 = sae.encode(x_BTD.to(sae.W_dec.dtype))[..., feature, None]
-        moved_BTD = (value - f_BT1) * sae.W_dec[feature]
+        x_BTD = x_BTD.to(sae.W_dec.dtype)
+        f_BT1 = sae.encode(x_BTD)[..., feature, None]
+        moved_BTD = (value - f_BT1) * sae.W_dec[feature] * sae.units(x_BTD).scale
         return x_BTD + _at(positions, positions_T) * moved_BTD
 
     return edit
@@ -84,8 +85,9 @@ def ablate(sae: SAE, features: Sequence[int], *, positions: range = EVERYWHERE) 
     index = torch.as_tensor(list(features))
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        f_BTI = sae.encode(x_BTD.to(sae.W_dec.dtype))[..., index]
-        return x_BTD - _at(positions, positions_T) * (f_BTI @ sae.W_dec[index])
+        x_BTD = x_BTD.to(sae.W_dec.dtype)
+        written_BTD = sae.encode(x_BTD)[..., index] @ sae.W_dec[index]
+        return x_BTD - _at(positions, positions_T) * written_BTD * sae.units(x_BTD).scale
 
     return edit
 
