@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from saelearn.errors import ArtifactError, Refusal
-from saelearn.sae.formats import dictionary_learning, gemma_scope, hub, openai, saelens
+from saelearn.sae.formats import dictionary_learning, gemma_scope, openai, saelens
 from saelearn.sae.formats.described import WRONG, Published, check_settings, check_weights
 from saelearn.sae.formats.saelens import BY_ROW, CONFIG_FILE, WEIGHTS_FILE
+
+HUB = "hub:"
+"""How the name of an SAE on the hub begins."""
 
 
 class Format(NamedTuple):
@@ -60,8 +63,10 @@ def read(
         Refusal: nothing that is known lies there, or something that it holds cannot be read
             without changing what it computes; the hub cannot be reached.
     """
-    if isinstance(path, str) and path.startswith(hub.PREFIX):
-        path = hub.fetch(path, revision=revision)
+    if isinstance(path, str) and path.startswith(HUB):
+        from saelearn.sae.formats import hub  # which takes long to import, and most SAEs lie here
+
+        path = hub.fetch(path.removeprefix(HUB), revision=revision)
     elif revision is not None:
         raise Refusal("no revision for what lies here", repr(revision), "hub:owner/repo/folder")
     try:

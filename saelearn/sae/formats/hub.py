@@ -1,4 +1,4 @@
-"""SAEs by name from the Hugging Face hub: `hub:owner/repository/folder`, kept in its cache.
+"""SAEs by name from the Hugging Face hub, `owner/repository/folder`, kept in its cache.
 
 What is said to be there is fetched once, after its size was told; without a network what was
 fetched before is used.
@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -24,15 +24,14 @@ from huggingface_hub.hf_api import RepoFile
 
 from saelearn.errors import Refusal
 
-PREFIX = "hub:"
-WANTED = ("*.pt", "*.npz", "*.safetensors", "cfg.json", "config.json", "activation_scaler.json")
+WANTED = ("cfg.json", "sae_weights.safetensors", "activation_scaler.json", "params.npz",
+          "params.safetensors", "config.json", "*.pt")  # fmt: skip
 """Files that some format reads; all else that lies beside them stays where it is."""
-UNWANTED = ("sparsity.safetensors",)
 TIMEOUT = 10  # seconds until the hub counts as out of reach
 
 
 class _Name(NamedTuple):
-    """`hub:owner/repository/folder` in its parts; `file` is set if the name is a file's."""
+    """`owner/repository/folder` in its parts; `file` is set if the name is a file's."""
 
     repository: str
     folder: str
@@ -43,7 +42,7 @@ def fetch(name: str, *, revision: str | None = None) -> Path:
     """The local copy of a folder or file on the hub.
 
     Args:
-        name: `hub:owner/repository`, `hub:owner/repository/folder`, or a file in one.
+        name: `owner/repository`, `owner/repository/folder`, or a file in one.
         revision: a branch, tag or commit; the main branch by default.
 
     Raises:
@@ -63,18 +62,24 @@ def fetch(name: str, *, revision: str | None = None) -> Path:
         raise Refusal("hub:owner/repository/folder", repr(name)) from error
     except Exception as error:  # whatever the network library raises, or the hub when it is ill
         return _kept(asked, name, revision, error)
-    if not sizes:
-        raise Refusal(f"one of {', '.join(WANTED)} there", repr(name), "name the folder of one SAE")
+    pickles = [path for path in sizes if path.endswith(".pt")]
+    if not sizes or len(pickles) > 1:
+        told = f"{name!r}, with {', '.join(pickles[:5]) or 'none of them'}"
+        raise Refusal(f"one SAE there: {', '.join(WANTED)}", told, "name its folder, or its .pt")
     _tell(name, asked, commit, sizes)
-    try:
-        root = snapshot_download(asked.repository, revision=commit, allow_patterns=sorted(sizes))
+    try:  # the branch, not the commit: so the cache knows it without a network
+        paths = [Path(HfApi().hf_hub_download(asked.repository, p, revision=revision))
+                 for p in sorted(sizes)]  # fmt: skip
     except Exception as error:
         return _kept(asked, name, revision, error)
-    return Path(root) / asked.folder / asked.file
+    (folder, *others) = {path.parent for path in paths}
+    if others:
+        raise Refusal("a repository that stays as it is meanwhile", repr(name), "try again")
+    return folder / asked.file
 
 
 def _split(name: str) -> _Name:
-    parts = PurePosixPath(name.removeprefix(PREFIX)).parts
+    parts = PurePosixPath(name).parts
     if len(parts) < 2 or ".." in parts or parts[0] == "/":
         raise Refusal("hub:owner/repository/folder", repr(name))
     *inner, last = ("", *parts[2:])
@@ -97,9 +102,9 @@ def _listed(asked: _Name, revision: str | None) -> tuple[str, dict[str, int]]:
 
 def _is_wanted(path: str, asked: _Name) -> bool:
     name = PurePosixPath(path).name
-    if name in UNWANTED or not any(fnmatch(name, pattern) for pattern in WANTED):
-        return False
-    return not asked.file or name in (asked.file, "config.json")
+    if asked.file:
+        return name in (asked.file, "config.json")
+    return any(fnmatch(name, pattern) for pattern in WANTED)
 
 
 def _tell(name: str, asked: _Name, commit: str, sizes: dict[str, int]) -> None:
@@ -116,7 +121,7 @@ def _tell(name: str, asked: _Name, commit: str, sizes: dict[str, int]) -> None:
 def _kept(asked: _Name, name: str, revision: str | None, error: Exception) -> Path:
     """What an earlier call has fetched."""
     try:
-        root = snapshot_download(asked.repository, revision=revision, local_files_only=True)
+        root = HfApi().snapshot_download(asked.repository, revision=revision, local_files_only=True)
         there = Path(root) / asked.folder / asked.file
         if there.is_file() or any(there.iterdir()):
             return there
