@@ -91,7 +91,7 @@ def from_model(
             raise ArtifactError(f"a readable text file {text}", str(error)) from error
         tokens_NT = chunk(lm, words, length=min(length, lm.context_length or length))
         source = hashlib.sha256(words.encode()).hexdigest()
-    about = {"model_name": model, "hook_name": site, "context_size": tokens_NT.shape[1]}
+    about = {"model_name": model} | lm.about(site, context_size=tokens_NT.shape[1])
     about |= {"text": source}
     width = lm.capture(tokens_NT[:1], [site])[site].shape[-1]
     room = memory.free()
