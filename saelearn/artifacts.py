@@ -218,13 +218,24 @@ def read_pt(path: str | os.PathLike) -> Any:
 
     def read(path: Path) -> Any:
         how = {"weights_only": True, "map_location": "cpu"}
+        if zipped := zipfile.is_zipfile(path):
+            _check_sums(path, "data.pkl")  # a changed shape or stride would read other numbers
         try:
-            return torch.load(path, mmap=zipfile.is_zipfile(path), **how)
+            return torch.load(path, mmap=zipped, **how)
         except pickle.UnpicklingError as error:
             # PyTorch's own words say how to run it after all
             raise ValueError("it would run code when it is read, or is damaged") from error
 
     return _reading(Path(path), read)
+
+
+def _check_sums(path: Path, ending: str) -> None:
+    """Read the members of an archive with this ending, which compares them with their checksums."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename.endswith(ending):
+                check_room(member.file_size)
+                archive.read(member)
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -236,9 +247,9 @@ def read_npz(path: str | os.PathLike) -> dict[str, Tensor]:
     """
 
     def read(path: Path) -> dict[str, Tensor]:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("no archive of arrays")
         with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ValueError("one array, not several")
             # a packed file may be a thousandth of what it unpacks to
             check_room(sum(_unpacked(arrays.zip, name) for name in arrays.zip.namelist()))
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}

@@ -72,7 +72,7 @@ SETTINGS = {
     "metadata": _OBJECT,
 }
 """Settings that mean something to everybody. An architecture's own ones are its own to check."""
-NEEDED = ("d_in", "d_sae")
+NEEDED = ("architecture", "d_in", "d_sae")
 
 
 def check_settings(settings: dict[str, Any], where: str) -> None:

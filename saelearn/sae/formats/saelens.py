@@ -52,6 +52,8 @@ ABOUT = (
 )  # fmt: skip
 """What a file before version 6 says of model and site, beside the settings."""
 
+TELLING = ("architecture", "d_in", "d_sae", "d_out", "k", "apply_b_dec_to_input")
+"""Settings that `null` does not leave open, as it does others."""
 BY_BATCH = ("batchtopk", "matryoshka_batchtopk")
 BY_ROW = ("layer_norm", "constant_norm_rescale")
 REFUSED = {
@@ -100,7 +102,7 @@ def in_todays_terms(config: dict[str, Any]) -> dict[str, Any]:
         if {old, new} <= config.keys() and config[old] != config[new]:
             said = f"{old}={short(config[old])}, {new}={short(config[new])}"
             raise Refusal(f"one value for {new} in {CONFIG_FILE}", said)
-    settings = {name: value for name, value in settings.items() if value is not None}
+    settings = {n: v for n, v in settings.items() if v is not None or n in TELLING}
     about = {name: settings.pop(name) for name in ABOUT if name in settings}
     nested = settings.get("metadata", {})
     if isinstance(nested, dict):
@@ -109,7 +111,8 @@ def in_todays_terms(config: dict[str, Any]) -> dict[str, Any]:
     normalize = settings.get("normalize_activations", False)
     if isinstance(normalize, bool):
         settings["normalize_activations"] = "expected_average_only_in" if normalize else "none"
-    settings.setdefault("architecture", "standard")
+    if "architecture" not in settings and not {"k", "d_out"} & settings.keys():
+        settings["architecture"] = "standard"  # once it was the only one
     settings.setdefault("apply_b_dec_to_input", True)
     _top_k(settings)
     return settings
@@ -117,12 +120,12 @@ def in_todays_terms(config: dict[str, Any]) -> dict[str, Any]:
 
 def _top_k(settings: dict[str, Any]) -> None:
     """Before version 5 TopK was an activation function, with arguments of its own."""
-    arguments = settings.pop("activation_fn_kwargs", None) or {}
+    arguments = settings.pop("activation_fn_kwargs", {})
     if not isinstance(arguments, dict):
         raise Refusal(f"activation_fn_kwargs in {CONFIG_FILE} as an object", short(arguments))
-    if settings.get("activation_fn") == "topk" and settings["architecture"] == "standard":
+    if settings.get("activation_fn") == "topk" and settings.get("architecture") == "standard":
         settings["architecture"] = "topk"
-    if settings["architecture"] == "topk" and "k" in arguments:
+    if settings.get("architecture") == "topk" and "k" in arguments:
         settings.setdefault("k", arguments["k"])
     others = {name: value for name, value in arguments.items() if name != "k" and value}
     if others:
