@@ -292,7 +292,7 @@ def _reading(path: Path, read: Callable[[Path], Any]) -> Any:
     except ArtifactError:
         raise
     except _UNREADABLE as error:
-        said = (str(error).strip() or "no reason given").splitlines()[0]
+        said = (str(error).strip() or "no reason given").splitlines()[0][:300]  # may quote the file
         raise ArtifactError(
             f"a readable file {path.name} in {path.parent}",
             f"{type(error).__name__}: {said}",

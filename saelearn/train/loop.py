@@ -119,6 +119,9 @@ def train(
             on the CPU to the same bits as without the break; a finished run returns at once.
         checkpoint_every: steps (an int), or the time, between two checkpoints.
 
+    Warns:
+        if a few rows, such as "attention sinks", are so long that they alone set the scale.
+
     Raises:
         Refusal: data or arguments that cannot be trained on; too little memory; a checkpoint of
             a run with other arguments; or the loss became NaN.
