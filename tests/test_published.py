@@ -101,7 +101,10 @@ def test_a_training_that_chose_by_batch_has_one_threshold(tmp_path: Path) -> Non
     ("name", "settings", "said"),
     [
         ("saelens_standard", {"architecture": "temporal"}, "positions before"),
-        ("saelens_standard", {"architecture": "matching_pursuit"}, "one after the other"),
+        ("saelens_standard", {"architecture": "matching_pursuit"}, "does not fit its settings"),
+        ("saelens_matching_pursuit", {"normalize_activations": True}, "was measured"),
+        ("saelens_matching_pursuit", {"max_iterations": 2.5}, "max_iterations"),
+        ("saelens_matching_pursuit", {"stop_on_duplicate_support": "false"}, "true or false"),
         ("saelens_standard", {"normalize_activations": "covariance_whitening"}, "wrong features"),
         ("saelens_transcoder", {"normalize_activations": "layer_norm"}, "wrong features"),
         ("saelens3_topk", {"activation_fn_kwargs": {"k": 3, "signed": True}}, "signed"),

@@ -334,7 +334,7 @@ def test_what_others_published_is_saved_as_the_same(name: str, tmp_path: Path) -
 def test_every_architecture_was_exchanged_both_ways() -> None:
     kinds = {name: type(example_of(name)[0]).__name__ for name in ALL}
     both = {"SAE", "TopK", "JumpReLU", "Gated", "Transcoder", "SkipTranscoder"}
-    both |= {"JumpReLUTranscoder", "JumpReLUSkipTranscoder"}
+    both |= {"JumpReLUTranscoder", "JumpReLUSkipTranscoder", "MatchingPursuit"}
     for made in ("saved_here", "saelens_"):
         assert {kind for name, kind in kinds.items() if name.startswith(made)} == both
     assert kinds["saved_here_batchtopk"] == kinds["saelens_matryoshka"] == "JumpReLU"

@@ -17,6 +17,7 @@ from saelearn.sae.base import (
 from saelearn.sae.end_to_end import EndToEnd
 from saelearn.sae.gated import Gated, GatedL1
 from saelearn.sae.jumprelu import JumpL0, JumpReLU
+from saelearn.sae.matching_pursuit import MatchingPursuit
 from saelearn.sae.matryoshka import Matryoshka
 from saelearn.sae.objectives import (
     AT_FULL,
@@ -41,7 +42,7 @@ from saelearn.sae.transcoder import (
 __all__ = [
     "AT_FULL", "CENTERS", "CONFIG_FILE", "DECODER_NORMS", "L1", "SAE", "WEIGHTS_FILE", "BatchTopK",
     "EndToEnd", "Gated", "GatedL1", "JumpL0", "JumpReLU", "JumpReLUSkipTranscoder",
-    "JumpReLUTranscoder", "Loss", "Matryoshka", "Now",
+    "JumpReLUTranscoder", "Loss", "MatchingPursuit", "Matryoshka", "Now",
     "Objective", "SAEOutput", "SkipTranscoder", "Squared", "TopK", "Transcoder", "Units",
     "geometric_median", "l1_loss", "load", "output_of", "squared_error",
 ]  # fmt: skip

@@ -184,14 +184,18 @@ class SAE(nn.Module):
 
     def encode(self, x_BD: Tensor) -> Tensor:
         """Features `f_BF` >= 0 of activations `x_BD` (any leading dimensions)."""
+        self._check(x_BD)
+        return self.activate(self.pre(self.normalized(x_BD)))
+
+    def _check(self, x_BD: Tensor) -> None:
+        """Refuse what cannot be encoded."""
         check_width(x_BD, self.d_in)
-        if x_BD.device != self.W_enc.device:
+        if x_BD.device != self.W_dec.device:
             raise Refusal(
-                f"activations on the SAE's device, {self.W_enc.device}",
+                f"activations on the SAE's device, {self.W_dec.device}",
                 f"activations on {x_BD.device}",
                 "move one of them: sae.to(x.device)",
             )
-        return self.activate(self.pre(self.normalized(x_BD)))
 
     def units(self, x_BD: Tensor) -> Units:
         """What is subtracted from each row and what it is divided by; 0 and 1 for most SAEs.

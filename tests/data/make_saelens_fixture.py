@@ -34,6 +34,7 @@ HERE: dict[str, tuple[str, dict[str, Any]]] = {  # folder -> class, its argument
     "saved_here_transcoder": ("Transcoder", {"d_out": D_OUT}),
     "saved_here_skip_transcoder": ("SkipTranscoder", {"d_out": D_OUT}),
     "saved_here_jumprelu_transcoder": ("JumpReLUTranscoder", {"d_out": D_OUT}),
+    "saved_here_matching_pursuit": ("MatchingPursuit", {"max_iterations": 5}),
     "saved_here_jumprelu_skip_transcoder": ("JumpReLUSkipTranscoder", {"d_out": D_OUT}),
 }
 TRANSCODER = {"d_out": D_OUT, "apply_b_dec_to_input": False}
@@ -53,6 +54,10 @@ THERE: dict[str, tuple[str, dict[str, Any]]] = {
     "saelens_skip_transcoder": ("SkipTranscoder", TRANSCODER),
     "saelens_jumprelu_transcoder": ("JumpReLUTranscoder", TRANSCODER),
     "saelens_jumprelu_skip_transcoder": ("JumpReLUSkipTranscoder", TRANSCODER),
+    "saelens_matching_pursuit": (
+        "MatchingPursuitSAE",
+        {"residual_threshold": 1.5, "apply_b_dec_to_input": False},
+    ),
     "saelens_abstopk": ("AbsTopKSAE", {"k": K, "rescale_acts_by_decoder_norm": True}),
     "saelens_topk_layer_norm": ("TopKSAE", {"k": K, "normalize_activations": "layer_norm"}),
     "saelens_constant_norm": (
@@ -73,6 +78,9 @@ def fill(sae: torch.nn.Module, seed: int) -> None:
                 value.abs_()
             if name in ("b_enc", "b_gate", "b_mag"):
                 value[:2], value[2:4] = -100, 9
+        if "Pursuit" in type(sae).__name__:  # which goes up and up if its rows are long
+            sae.W_dec.copy_(sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True))
+            sae.W_dec[:2] *= 1e-3
 
 
 def here() -> None:

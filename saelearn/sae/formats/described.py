@@ -114,7 +114,7 @@ def check_weights(weights: dict[str, Tensor], settings: dict[str, Any], where: s
     d_out = settings.get("d_out", d_in)
     sizes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_enc": (d_sae,), "b_dec": (d_out,)}
     for name, expected in sizes.items():
-        needed = name in ("W_enc", "W_dec")  # gated ones have no b_enc
+        needed = name == "W_dec"  # gated ones have no b_enc, pursuing ones no encoder
         found = tuple(weights[name].shape) if name in weights else None
         if found != expected and (needed or found is not None):
             raise Refusal(

@@ -58,7 +58,6 @@ BY_BATCH = ("batchtopk", "matryoshka_batchtopk")
 BY_ROW = ("layer_norm", "constant_norm_rescale")
 REFUSED = {
     "temporal": "its features depend on the positions before, and an SAE here sees one row",
-    "matching_pursuit": "its features come one after the other, not from one product",
 }
 """Architectures that cannot be read, and why."""
 
@@ -77,10 +76,10 @@ def read(path: Path, scale: float | None) -> Published:
     check_settings(settings, CONFIG_FILE)
     if (name := settings["architecture"]) in REFUSED:
         raise Refusal(f"another architecture in {CONFIG_FILE}", repr(name), REFUSED[name])
-    wanted = (settings["d_in"], settings["d_sae"])
-    if (found := artifacts.shapes(path / WEIGHTS_FILE).get("W_enc")) != wanted:
+    wanted = (settings["d_sae"], settings.get("d_out", settings["d_in"]))
+    if (found := artifacts.shapes(path / WEIGHTS_FILE).get("W_dec")) != wanted:
         raise Refusal(
-            f"weights with W_enc {wanted} in {WEIGHTS_FILE}",
+            f"weights with W_dec {wanted} in {WEIGHTS_FILE}",
             str(found),
             f"the file does not fit its {CONFIG_FILE}, or holds another kind of SAE",
         )
@@ -229,6 +228,9 @@ def fold(published: Published, scale: float) -> None:
     if not number(scale):
         raise Refusal("a finite scale above 0", repr(scale))
     weights: dict[str, Tensor] = published.weights
+    if "W_enc" not in weights:
+        name = published.settings["architecture"]
+        raise Refusal("an architecture with an encoder that a scale can be folded into", name)
     weights["W_enc"] = weights["W_enc"] * scale
     for name in {"W_dec", "b_dec"} & weights.keys():
         weights[name] = weights[name] / scale
