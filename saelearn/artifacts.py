@@ -11,14 +11,22 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import shutil
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import numpy as np
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -137,16 +145,28 @@ def _refuse_loss(new: Path, target: Path) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        # half of a pair of UTF-16 has no bytes in UTF-8, but an escape that JSON knows
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: str | os.PathLike) -> Any:
     """Read a JSON file.
 
     Raises:
-        ArtifactError: it is missing or is not JSON.
+        ArtifactError: it is missing, is not JSON, or gives a name in one object twice.
     """
-    return _reading(Path(path), lambda p: json.loads(p.read_text("utf-8")))
+    return _reading(Path(path), lambda p: json.loads(p.read_text("utf-8"), object_pairs_hook=_once))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names differ: of two values for one name a reader would take either."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"given more than once: {', '.join(twice)}")
+    return found
 
 
 def write_tensors(
@@ -163,25 +183,133 @@ def read_tensors(path: str | os.PathLike, device: str = "cpu") -> dict[str, Tens
     """Read a safetensors file.
 
     Raises:
-        ArtifactError: it is missing, truncated or not safetensors.
+        ArtifactError: it is missing, truncated or not safetensors, or larger than the memory.
     """
-    return _reading(Path(path), lambda p: load_file(p, device=device))
+    return _reading(Path(path), lambda p: load_file(_fitting(p), device=device))
+
+
+def _fitting(path: Path) -> Path:
+    check_room(path.stat().st_size)
+    return path
+
+
+def shapes(path: str | os.PathLike) -> dict[str, tuple[int, ...]]:
+    """The tensors of a safetensors file by name, without reading them.
+
+    Raises:
+        ArtifactError: as for `read_tensors`.
+    """
+
+    def read(path: Path) -> dict[str, tuple[int, ...]]:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    return _reading(Path(path), read)
+
+
+def read_pt(path: str | os.PathLike) -> Any:
+    """Read what `torch.save` wrote, if it is nothing but tensors, numbers, texts and containers.
+
+    Tensors are mapped: they take memory when they are used.
+
+    Raises:
+        ArtifactError: it is missing or damaged, or would have to run code to be read.
+    """
+
+    def read(path: Path) -> Any:
+        how = {"weights_only": True, "map_location": "cpu"}
+        if zipped := zipfile.is_zipfile(path):
+            _check_sums(path, "data.pkl")  # a changed shape or stride would read other numbers
+        try:
+            return torch.load(path, mmap=zipped, **how)
+        except pickle.UnpicklingError as error:
+            # PyTorch's own words say how to run it after all
+            raise ValueError("it would run code when it is read, or is damaged") from error
+
+    return _reading(Path(path), read)
+
+
+def _check_sums(path: Path, ending: str) -> None:
+    """Read the members of an archive with this ending, which compares them with their checksums."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename.endswith(ending):
+                check_room(member.file_size)
+                archive.read(member)
+
+
+def read_npz(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Read the arrays of an .npz file as tensors; Python objects among them are refused.
+
+    Raises:
+        ArtifactError: it is missing or damaged, holds something else than numbers, or more than
+            fits into memory.
+    """
+
+    def read(path: Path) -> dict[str, Tensor]:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("no archive of arrays")
+        with np.load(path, allow_pickle=False) as arrays:
+            # a packed file may be a thousandth of what it unpacks to
+            check_room(sum(_unpacked(arrays.zip, name) for name in arrays.zip.namelist()))
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+    return _reading(Path(path), read)
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> int:
+    """How many bytes an array takes, as its own header says."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}
+        shape, _, dtype = read.get(version, np.lib.format.read_array_header_2_0)(file)
+    return prod(shape) * dtype.itemsize
+
+
+def check_room(size: int) -> None:
+    """Refuse to read more bytes than the machine has memory for.
+
+    Raises:
+        ArtifactError: more than is available.
+    """
+    room = psutil.virtual_memory().available
+    if size > room:
+        free, remedy = f"at most {room / 1e9:.1f} GB, which are free", "a machine with more memory"
+        raise ArtifactError(free, f"{size / 1e9:,.1f} GB", remedy)
+
+
+_UNREADABLE = (
+    OSError, ValueError, TypeError, RuntimeError, SafetensorError, RecursionError, EOFError,
+    LookupError, AttributeError, AssertionError, OverflowError, MemoryError, zipfile.BadZipFile,
+    zlib.error, struct.error, pickle.PickleError,
+)  # fmt: skip
+"""What reading a damaged file ends in: its bytes are others' arguments."""
 
 
 def _reading(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(path)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except ArtifactError:
+        raise
+    except _UNREADABLE as error:
+        said = (str(error).strip() or "no reason given").splitlines()[0][:300]  # may quote the file
         raise ArtifactError(
             f"a readable file {path.name} in {path.parent}",
-            f"{type(error).__name__}: {error}",
+            f"{type(error).__name__}: {said}",
             "check the path; a damaged file has to be fetched or built again",
         ) from error
 
 
 @cache
 def _manifest(root: Path) -> dict[str, str]:
-    return read_json(root / "manifest.json")
+    listed = read_json(root / "manifest.json")
+    if not isinstance(listed, dict) or not all(isinstance(d, str) for d in listed.values()):
+        raise ArtifactError(
+            f"{root / 'manifest.json'} as an object of file names and sha256 digests",
+            "something else",
+            "restore it with `git checkout -- data`, or rebuild it: `saelearn data`",
+        )
+    return listed
 
 
 @cache

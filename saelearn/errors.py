@@ -33,6 +33,10 @@ class ArtifactError(Refusal, OSError):
     """A file that is missing, damaged, or could not be written."""
 
 
+class Misplaced(UserWarning):
+    """What was made for one model or site is used at another."""
+
+
 def check_activations(x: Tensor, d_in: int | None = None, *, name: str = "activations") -> Tensor:
     """Return `x_ND` if it is a non-empty, finite, floating matrix of width `d_in`; else refuse.
 

@@ -14,14 +14,21 @@ from torch import Tensor, nn
 
 from saelearn.activations import Activations
 from saelearn.errors import Refusal, check_range
-from saelearn.lm import LM
+from saelearn.lm import LM, warn_if_others
 from saelearn.metrics import effective_number
 from saelearn.sae import SAE
 
 
 @torch.no_grad()
-def encode(sae: SAE, x_ND: Tensor, *, batch_size: int = 16_384) -> Tensor:
-    """Features `f_NF` of many rows, in pieces (4 N F bytes)."""
+def encode(sae: SAE, x_ND: Tensor | Activations, *, batch_size: int = 16_384) -> Tensor:
+    """Features `f_NF` of many rows, in pieces (4 N F bytes).
+
+    Args:
+        x_ND: rows; with where they come from, another place than the SAE's own warns (`Misplaced`).
+    """
+    if isinstance(x_ND, Activations):
+        warn_if_others(sae.metadata, x_ND.about)
+        x_ND = x_ND.x_ND
     return torch.cat([sae.encode(x_BD) for x_BD in x_ND.split(batch_size)])
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saelearn.errors import Refusal, check_finite, check_width
-from saelearn.lm import LM, Edit
+from saelearn.lm import LM, Edit, made_for
 from saelearn.sae import SAE
 
 EVERYWHERE = range(1, 2**31)  # all positions but the first, which is `<doc>`
@@ -70,11 +70,12 @@ def clamp(sae: SAE, feature: int, value: float, *, positions: range = EVERYWHERE
     _check_positions(positions)
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        f_BT1 = sae.encode(x_BTD.to(sae.W_dec.dtype))[..., feature, None]
-        moved_BTD = (value - f_BT1) * sae.W_dec[feature]
+        x_BTD = x_BTD.to(sae.W_dec.dtype)
+        f_BT1 = sae.encode(x_BTD)[..., feature, None]
+        moved_BTD = (value - f_BT1) * sae.W_dec[feature] * sae.units(x_BTD).scale
         return x_BTD + _at(positions, positions_T) * moved_BTD
 
-    return edit
+    return made_for(edit, sae.metadata)
 
 
 def ablate(sae: SAE, features: Sequence[int], *, positions: range = EVERYWHERE) -> Edit:
@@ -84,10 +85,11 @@ def ablate(sae: SAE, features: Sequence[int], *, positions: range = EVERYWHERE) 
     index = torch.as_tensor(list(features))
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        f_BTI = sae.encode(x_BTD.to(sae.W_dec.dtype))[..., index]
-        return x_BTD - _at(positions, positions_T) * (f_BTI @ sae.W_dec[index])
+        x_BTD = x_BTD.to(sae.W_dec.dtype)
+        written_BTD = sae.encode(x_BTD)[..., index] @ sae.W_dec[index]
+        return x_BTD - _at(positions, positions_T) * written_BTD * sae.units(x_BTD).scale
 
-    return edit
+    return made_for(edit, sae.metadata)
 
 
 def _check_feature(sae: SAE, features: Sequence[int]) -> None:

@@ -344,3 +344,13 @@ def test_damaged_files_of_a_user_are_refused(tmp_path: Path) -> None:
             artifacts.read_json(tmp_path / "a")
     with pytest.raises(ArtifactError, match="No such file"):
         artifacts.read_json(tmp_path / "b")
+
+
+@pytest.mark.parametrize("listed", [[], "text", 3, None, {"a": 3}, {"a": ["b"]}])
+def test_a_manifest_of_another_kind_is_refused(
+    listed: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(listed))
+    monkeypatch.setenv("SAELEARN_DATA", str(tmp_path))
+    with pytest.raises(ArtifactError, match="manifest"):
+        artifacts.find("a")

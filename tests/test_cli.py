@@ -211,7 +211,28 @@ def test_train_on_the_courses_model_and_on_a_text(tmp_path, monkeypatch, capsys)
     assert cli.main([*common, "--out", "corpus", "--documents", "60"]) == 0
     assert "3,591 rows of width 128" in capsys.readouterr().out  # 60 * 63, one in twenty held out
     about = SAE.load("corpus").metadata
-    assert about["model_name"] == "tiny" and about["hook_name"] == "transformer.h.1:out"
+    assert about["model_name"] == "saelearn/tiny" and about["site"] == "transformer.h.1:out"
+    assert about["hook_name"] == "blocks.1.hook_resid_post"
+    assert (
+        "max_norm" not in about
+        and cli.main(
+            [
+                *common,
+                "--out",
+                "near",
+                "--documents",
+                "60",
+                "--max-norm",
+                "2",
+                "--leave-tokens",
+                "5",
+            ]
+        )
+        == 0
+    )
+    assert "3,591 rows" not in capsys.readouterr().out
+    near = SAE.load("near").metadata
+    assert near["leave_tokens"] == [5] and near["max_norm"] == 2
     docs = " ".join(d.text for d in jobs.job_data.corpus.documents(40))
     cli.Path("text.txt").write_text(docs, "utf-8")
     assert cli.main([*common, "--out", "text", "--text", "text.txt", "--length", "32"]) == 0

@@ -176,7 +176,7 @@ def test_files_and_tests_that_are_named_are_there(page):
 def test_the_readmes_questions_lead_to_what_they_name():
     """Each answer is a name and the file that defines it; at most two files a question."""
     rows = re.findall(r"(?m)^\| (.+\?) \| (.+) \|$", README.split("Where to look first")[1])
-    assert len(rows) == 5
+    assert len(rows) == 6
     for question, answer in rows:
         found = re.findall(r"`(\w+)` in \[`([\w/.]+)`\]\(([\w/.]+)\)", answer)
         pages = re.findall(r"\]\((\w+\.md)[#)]", answer)

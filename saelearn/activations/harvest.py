@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from saelearn.activations.shards import to_dtype
 from saelearn.activations.source import Leave, Rows, Source, write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
 from saelearn.errors import Refusal, check_whole
-from saelearn.lm import LM, Batch, Edit
+from saelearn.lm import LM, Batch, Edit, made_for
 from saelearn.metrics import ABLATIONS, LossRecovered, loss_recovered
 from saelearn.sae import SAE
 
@@ -28,7 +29,7 @@ class Activations:
     x_ND: one row a token; tokens_NT: the documents; skip: how many first positions of each
     document were left out; kept_NT: which places have a row (bool), in reading order. Without
     `kept_NT` all have one from `skip` on: row `d * (T - skip) + t - skip` is position t of
-    document d.
+    document d. about: what an SAE of it has to remember (`LM.about`).
     """
 
     x_ND: Tensor
@@ -36,6 +37,7 @@ class Activations:
     site: str
     skip: int
     kept_NT: Tensor | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens_N(self) -> Tensor:
@@ -134,7 +136,8 @@ def collect_all(
         rows = [part.pop(site) for part in parts]
         kept_NT = None if whole else torch.cat([each.kept_BT for each in rows])
         x_ND = torch.cat([each.x_ND for each in rows])
-        found[site] = Activations(x_ND, tokens_NT, site, skip, kept_NT)
+        about = lm.about(site, context_size=tokens_NT.shape[1])
+        found[site] = Activations(x_ND, tokens_NT, site, skip, kept_NT, about)
     return found
 
 
@@ -242,14 +245,15 @@ def stream(
 def splice(sae: SAE) -> Edit:
     """An edit that puts the SAE's reconstruction in the place of the activations.
 
-    Position 0 is left alone: SAEs are not trained on it.
+    Position 0 is left alone: SAEs are not trained on it. At another place than the SAE's own, as
+    its metadata name it, the edit warns.
     """
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
         x_hat_BTD = sae(x_BTD.to(sae.W_dec.dtype)).x_hat
         return torch.where((positions_T > 0)[:, None], x_hat_BTD, x_BTD)
 
-    return edit
+    return made_for(edit, sae.metadata)
 
 
 def ablation(mean_D: Tensor | None) -> Edit:

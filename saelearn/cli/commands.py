@@ -276,6 +276,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add("--text", type=Path, help="a text file (default: the course's own corpus)")
     add("--documents", type=int, default=4_000, help="how many of the course's corpus")
     add("--length", type=int, default=128, help="tokens in one document of a text file")
+    add("--max-norm", type=float, help="leave out rows longer than so many times the median row")
+    add("--leave-tokens", type=int, nargs="*", default=(), metavar="ID",
+        help="leave out the rows of these token ids")  # fmt: skip
     add("--d-sae", type=int, help="number of features (default: 16 times the width)")
     add("--kind", default="standard", help="standard, topk, batchtopk, jumprelu or gated")
     add("--k", type=int, help="active features, for topk and batchtopk")

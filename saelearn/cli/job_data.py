@@ -6,6 +6,7 @@ Shapes: N rows, D activation width.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,8 @@ def _read_npy(path: Path) -> Tensor:
 
 def from_model(
     out: Path, model: str, site: str | None, text: Path | None, documents: int, length: int,
-    batch_size: int, seed: int, progress: bool,
+    batch_size: int, seed: int, progress: bool, *, max_norm: float | None = None,
+    leave_tokens: Sequence[int] = (),
 ) -> Data:  # fmt: skip
     """A model's activations over a text; in memory if they fit, else in a folder beside `out`.
 
@@ -74,6 +76,7 @@ def from_model(
         out, model, site, text, documents, length: as for `jobs.run`.
         batch_size, seed: of the batches that a store gives.
         progress: show progress bars.
+        max_norm, leave_tokens: rows to leave out, as for `activations.collect`.
     """
     progress = progress and parallel.rank() == 0
     lm = LM.load(model)
@@ -91,12 +94,14 @@ def from_model(
             raise ArtifactError(f"a readable text file {text}", str(error)) from error
         tokens_NT = chunk(lm, words, length=min(length, lm.context_length or length))
         source = hashlib.sha256(words.encode()).hexdigest()
-    about = {"model_name": model, "hook_name": site, "context_size": tokens_NT.shape[1]}
+    about = {"model_name": model} | lm.about(site, context_size=tokens_NT.shape[1])
     about |= {"text": source}
+    leave = {"max_norm": max_norm, "leave_tokens": list(leave_tokens)}
+    about |= {name: value for name, value in leave.items() if value}
     width = lm.capture(tokens_NT[:1], [site])[site].shape[-1]
     room = memory.free()
     if room is None or 4 * tokens_NT.numel() * width * parallel.neighbours() < room / 2:
-        return _of_tensor(collect(lm, tokens_NT, site, progress=progress).x_ND, about)
+        return _of_tensor(collect(lm, tokens_NT, site, progress=progress, **leave).x_ND, about)
     if parallel.size() > 1:
         raise Refusal(
             "activations that fit in the memory of each process",
@@ -105,7 +110,7 @@ def from_model(
         )
     folder = out.with_name(f"{out.name}.activations")
     store = gather(lm, tokens_NT, site, folder=folder, batch_size=batch_size, seed=seed,
-                   progress=progress)  # fmt: skip
+                   progress=progress, **leave)  # fmt: skip
     return _of_store(store, about)
 
 

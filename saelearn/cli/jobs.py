@@ -14,7 +14,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,8 @@ def run(
     text: Path | None = None,
     documents: int = 4_000,
     length: int = 128,
+    max_norm: float | None = None,
+    leave_tokens: Sequence[int] = (),
     d_sae: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int | timedelta = timedelta(minutes=1),
@@ -71,6 +73,7 @@ def run(
         model, site, text, documents, length: otherwise these: a model ("tiny", a folder, a name),
             a place in it, a text file (default: `documents` of the course's corpus), and how
             many tokens one document has.
+        max_norm, leave_tokens: rows to leave out, as for `activations.collect`.
         d_sae: F; 16 times the width by default.
         checkpoint, checkpoint_every: as for `train`; by default a folder beside `out`, which is
             removed when the SAE is saved.
@@ -88,9 +91,21 @@ def run(
         batch_size, seed = training["batch_size"], training["seed"]
         if activations is None:
             data = job_data.from_model(
-                out, model, site, text, documents, length, batch_size, seed, progress
+                out,
+                model,
+                site,
+                text,
+                documents,
+                length,
+                batch_size,
+                seed,
+                progress,
+                max_norm=max_norm,
+                leave_tokens=leave_tokens,
             )
         else:
+            if max_norm is not None or leave_tokens:
+                raise Refusal("rows of a model, some of which can be left out", str(activations))
             data = job_data.from_file(activations, batch_size, seed)
         d_sae = d_sae or 16 * data.d_in
         training |= {"d_sae": d_sae, "device": torch.device(device).type}

@@ -18,6 +18,8 @@ from transformers.utils import logging
 from saelearn.errors import Refusal
 
 TINY = "tiny"
+OURS = "saelearn/tiny"
+"""What the course's own model is called in what is made of it."""
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 

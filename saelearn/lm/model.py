@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from saelearn import artifacts
 from saelearn.errors import Refusal, check_range, check_whole
-from saelearn.lm import hooks, loading, scoring, sites, visits, writes
+from saelearn.lm import belonging, hooks, loading, scoring, sites, visits, writes
 from saelearn.lm.documents import Alignment, Batch, align
 from saelearn.lm.hooks import Edit
-from saelearn.lm.loading import TINY, refuse_other_kinds
+from saelearn.lm.loading import OURS, TINY, refuse_other_kinds
 from saelearn.lm.passes import logits_of
 from saelearn.lm.reader import Reader
 from saelearn.lm.sampling import Sampler
@@ -50,6 +50,10 @@ class LM(Reader):
         bos: whether texts are opened by the BOS token, in `tokenize`, `generate` and
             `activations.chunk` alike; None: if the model was trained so (`text.opens_with_bos`).
 
+    Attributes:
+        name: what the model was loaded as, "saelearn/tiny" for the course's; "" if it came from a
+            folder or as an object, which have no name that others would know.
+
     Raises:
         Refusal: an encoder, or a model of two parts.
     """
@@ -57,6 +61,7 @@ class LM(Reader):
     def __init__(self, model: nn.Module, tokenizer=None, *, bos: bool | None = None):
         super().__init__(tokenizer, bos)
         self.model = model.eval()
+        self.name = ""
         refuse_other_kinds(self.model)
 
     @classmethod
@@ -69,7 +74,9 @@ class LM(Reader):
             Refusal: there is no such model here, the hub cannot be reached, or tensors are missing.
         """
         source = artifacts.find("lm") if name == TINY else name
-        return cls(*loading.load(name, source, device=device, dtype=dtype))
+        lm = cls(*loading.load(name, source, device=device, dtype=dtype))
+        lm.name = OURS if name == TINY else "" if Path(name).exists() else str(name)
+        return lm
 
     @property
     def device(self) -> torch.device:
@@ -273,6 +280,8 @@ class LM(Reader):
             Refusal: no such site, or one that no pass in the block ran through.
         """
         places = {site: writes.find(self.model, site) for site in edits}  # refuse before hooking
+        for site, edit in edits.items():
+            self.warn_if_misplaced(site, getattr(edit, "belongs", {}))
         for site, place in places.items():
             if place.reads_only:
                 raise Refusal("a site that can be edited", repr(site), place.reads_only)
@@ -282,6 +291,36 @@ class LM(Reader):
     def find_site(self, site: str) -> Place:
         """The module that a site names, and "in" or "out"; `writes.find`."""
         return writes.find(self.model, site)
+
+    def about(self, site: str, *, context_size: int | None = None) -> dict[str, Any]:
+        """What an SAE of a site has to remember: `train(..., metadata=lm.about(site))`.
+
+        SAELens' names for the model, the site (`hook_name`; the site's own name where it has none
+        there) and BOS, and beside them `site`, `tokenizer` and `context_size`. There the model has
+        to be loaded without its usual processing, which moves the stream: that is said, too.
+
+        Args:
+            context_size: tokens in a document.
+        """
+        self.find_site(site)  # refuses
+        hook = belonging.hook_name(self.model, site)
+        about: dict[str, Any] = {"model_name": self.name} if self.name else {}
+        about |= {"hook_name": hook or site, "site": writes.translate(self.model, site)}
+        if hook:
+            about["model_from_pretrained_kwargs"] = {"center_writing_weights": False}
+        if self.tokenizer is not None:
+            kind = type(self.tokenizer).__name__
+            about["tokenizer"] = f"{kind} of {len(self.tokenizer)}"
+            about["prepend_bos"] = self.bos
+        return about | ({} if context_size is None else {"context_size": context_size})
+
+    def warn_if_misplaced(self, site: str, about: Mapping[str, Any]) -> None:
+        """Warn (`Misplaced`) if what was made for one place is used at `site` of this model.
+
+        Args:
+            about: what `about` said of the place that it was made for; `sae.metadata`.
+        """
+        belonging.warn_if_misplaced(self.model, self.name, site, about)
 
     def residual_sites(self) -> list[str]:
         """The residual stream after each block, as site names."""

@@ -26,7 +26,7 @@ from saelearn.lm.sites import Place
 from saelearn.lm.visits import some_tokens
 
 _ATTENTION = ("attn", "attention", "temporal_block")
-_IN_BLOCK = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out",
+IN_BLOCK = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out",
              "attn.hook_z", "mlp.hook_post")  # fmt: skip
 _COPY = "the stream goes past this module too; edit hook_resid_pre, hook_attn_out or hook_mlp_out"
 
@@ -69,7 +69,7 @@ def translate(model: nn.Module, site: str) -> str:
         return site
     number, hook = name
     block = f"{sites.blocks_path(model)}.{number}"
-    if sites.at(model, block, "out") is None or hook not in _IN_BLOCK:
+    if sites.at(model, block, "out") is None or hook not in IN_BLOCK:
         return site  # unknown: refused with near names by who asked
     if hook in ("hook_resid_pre", "hook_resid_post"):
         return f"{block}:{'in' if hook.endswith('pre') else 'out'}"
@@ -86,7 +86,7 @@ def translate(model: nn.Module, site: str) -> str:
 def _known(model: nn.Module) -> Iterator[str]:
     yield from ("hook_embed", *(path for path, _ in model.named_modules() if path))
     for i in range(len(sites.residual(model))):
-        yield from (f"blocks.{i}.{name}" for name in _IN_BLOCK)
+        yield from (f"blocks.{i}.{name}" for name in IN_BLOCK)
 
 
 # --- measuring ------------------------------------------------------------------------------------

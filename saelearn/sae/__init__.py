@@ -1,6 +1,7 @@
 """Sparse autoencoders: `base`, then one file for each architecture, with a loss if it has its own.
 
-What a loss is, and those that fit several architectures, stand in `objectives`.
+What a loss is, and those that fit several architectures, stand in `objectives`; what SAEs of others
+look like, in `formats`.
 """
 
 from saelearn.sae.base import (
@@ -9,12 +10,14 @@ from saelearn.sae.base import (
     SAE,
     WEIGHTS_FILE,
     SAEOutput,
+    Units,
     geometric_median,
     load,
 )
 from saelearn.sae.end_to_end import EndToEnd
 from saelearn.sae.gated import Gated, GatedL1
 from saelearn.sae.jumprelu import JumpL0, JumpReLU
+from saelearn.sae.matching_pursuit import MatchingPursuit
 from saelearn.sae.matryoshka import Matryoshka
 from saelearn.sae.objectives import (
     AT_FULL,
@@ -29,11 +32,17 @@ from saelearn.sae.objectives import (
     squared_error,
 )
 from saelearn.sae.topk import BatchTopK, TopK
-from saelearn.sae.transcoder import SkipTranscoder, Transcoder
+from saelearn.sae.transcoder import (
+    JumpReLUSkipTranscoder,
+    JumpReLUTranscoder,
+    SkipTranscoder,
+    Transcoder,
+)
 
 __all__ = [
     "AT_FULL", "CENTERS", "CONFIG_FILE", "DECODER_NORMS", "L1", "SAE", "WEIGHTS_FILE", "BatchTopK",
-    "EndToEnd", "Gated", "GatedL1", "JumpL0", "JumpReLU", "Loss", "Matryoshka", "Now",
-    "Objective", "SAEOutput", "SkipTranscoder", "Squared", "TopK", "Transcoder",
+    "EndToEnd", "Gated", "GatedL1", "JumpL0", "JumpReLU", "JumpReLUSkipTranscoder",
+    "JumpReLUTranscoder", "Loss", "MatchingPursuit", "Matryoshka", "Now",
+    "Objective", "SAEOutput", "SkipTranscoder", "Squared", "TopK", "Transcoder", "Units",
     "geometric_median", "l1_loss", "load", "output_of", "squared_error",
 ]  # fmt: skip

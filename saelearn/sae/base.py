@@ -5,7 +5,10 @@ Shapes: B batch, D = d_in activation width, F = d_sae features, I features that 
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -13,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from saelearn import artifacts
-from saelearn.errors import ArtifactError, Refusal, check_activations, check_width
+from saelearn.errors import Refusal, check_activations, check_width
+from saelearn.sae import formats
+from saelearn.sae.formats import CONFIG_FILE, WEIGHTS_FILE, WRONG
 
-WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
 CENTERS = ("mean", "geometric_median", "zero")
 
 
@@ -24,6 +28,34 @@ class SAEOutput(NamedTuple):
 
     x_hat: Tensor
     f: Tensor
+
+
+class Units(NamedTuple):
+    """What an SAE takes for 0 and for 1 in each row: it sees (x - center) / (scale + epsilon).
+
+    `center`, `scale`: `[B, 1]`, or single numbers if they are the same for all rows.
+    """
+
+    center: Tensor | float
+    scale: Tensor | float
+    epsilon: float = 0.0
+
+
+def _layer_norm(x_BD: Tensor) -> Units:
+    center_B1 = x_BD.mean(-1, keepdim=True)
+    return Units(center_B1, (x_BD - center_B1).std(-1, keepdim=True), 1e-5)
+
+
+def _constant_norm(x_BD: Tensor) -> Units:
+    length_B1 = x_BD.norm(dim=-1, keepdim=True) / math.sqrt(x_BD.shape[-1])
+    return Units(0.0, length_B1.clamp(min=torch.finfo(x_BD.dtype).tiny))
+
+
+BY_ROW: dict[str, Callable[[Tensor], Units]] = {
+    "layer_norm": _layer_norm,
+    "constant_norm_rescale": _constant_norm,
+}
+"""Normalisations that differ from row to row, by SAELens' names: no weights can do them."""
 
 
 class SAE(nn.Module):
@@ -45,6 +77,9 @@ class SAE(nn.Module):
         seed: seed of those directions.
         metadata: anything JSON can hold (model, site, training); saved with the weights.
 
+    SAEs of others may normalise each row before they encode it, and undo that afterwards
+    (`units`). Such a one computes as it did there, but cannot be trained or folded.
+
     A subclass is another architecture. It changes what differs of `pre`, `activate` and `decode`,
     and says with these what training, resampling and files need to know:
 
@@ -54,19 +89,18 @@ class SAE(nn.Module):
         offsets: parameters that are as large as pre-activations, and so have further to go than a
             weight (`Settings.bias_lr`).
         objectives: names of the objectives that can train it; any, if empty.
+        accepted: settings that a file of it may have, with the values that mean the same features.
     """
 
     architecture: ClassVar[str] = "standard"
     feature_axis: ClassVar[dict[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0}
     offsets: ClassVar[tuple[str, ...]] = ("b_enc",)
     objectives: ClassVar[tuple[str, ...]] = ()
-    accepted: ClassVar[dict[str, Any]] = {
-        "activation_fn": "relu",  # files before v6 name it, one way or the other
-        "activation_fn_str": "relu",
-        "normalize_activations": "none",
-        "reshape_activations": "none",
+    accepted: ClassVar[dict[str, tuple]] = {
+        "activation_fn": ("relu",),
+        "normalize_activations": ("none", *BY_ROW),
+        "reshape_activations": ("none", "hook_z"),  # rows of a site are flat anyway
     }
-    """Settings in a file that must have this value: any other means other features."""
     known: ClassVar[dict[str, type[SAE]]] = {}
 
     def __init__(
@@ -90,6 +124,7 @@ class SAE(nn.Module):
         self.W_dec = nn.Parameter(rows_FD)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.apply_b_dec_to_input = apply_b_dec_to_input
+        self.normalize_activations = "none"
         self.metadata = dict(metadata or {})
 
     def __init_subclass__(cls) -> None:
@@ -149,23 +184,46 @@ class SAE(nn.Module):
 
     def encode(self, x_BD: Tensor) -> Tensor:
         """Features `f_BF` >= 0 of activations `x_BD` (any leading dimensions)."""
+        self._check(x_BD)
+        return self.activate(self.pre(self.normalized(x_BD)))
+
+    def _check(self, x_BD: Tensor) -> None:
+        """Refuse what cannot be encoded."""
         check_width(x_BD, self.d_in)
-        if x_BD.device != self.W_enc.device:
+        if x_BD.device != self.W_dec.device:
             raise Refusal(
-                f"activations on the SAE's device, {self.W_enc.device}",
+                f"activations on the SAE's device, {self.W_dec.device}",
                 f"activations on {x_BD.device}",
                 "move one of them: sae.to(x.device)",
             )
-        return self.activate(self.pre(x_BD))
+
+    def units(self, x_BD: Tensor) -> Units:
+        """What is subtracted from each row and what it is divided by; 0 and 1 for most SAEs.
+
+        A decoder row times `scale` is what its feature adds to x.
+        """
+        way = BY_ROW.get(self.normalize_activations)
+        return Units(0.0, 1.0) if way is None else way(x_BD)
+
+    def normalized(self, x_BD: Tensor) -> Tensor:
+        """`x_BD` in those units."""
+        if self.normalize_activations == "none":
+            return x_BD
+        center, scale, epsilon = self.units(x_BD)
+        return (x_BD - center) / (scale + epsilon)
 
     def decode(self, f_BF: Tensor) -> Tensor:
-        """The reconstruction `x_hat_BD`: a sum of decoder rows, weighted by the features."""
+        """A sum of decoder rows, weighted by the features: the reconstruction, if the SAE takes
+        rows as they are; `reconstruct` goes back from its `units`."""
         check_width(f_BF, self.d_sae, name="features")
         return f_BF @ self.W_dec + self.b_dec
 
     def reconstruct(self, x_BD: Tensor, f_BF: Tensor) -> Tensor:
-        """`decode`, and whatever goes from the input to the output past the features."""
-        return self.decode(f_BF)
+        """`x_hat_BD`: `decode`, and whatever goes from the input to the output past features."""
+        if self.normalize_activations == "none":
+            return self.decode(f_BF)
+        center, scale, _ = self.units(x_BD)
+        return self.decode(f_BF) * scale + center
 
     def forward(self, x_BD: Tensor) -> SAEOutput:
         """Encode and decode."""
@@ -207,6 +265,8 @@ class SAE(nn.Module):
         scale * x_hat(x) was the reconstruction before; x_hat(x) is it afterwards. What another
         site's activations were multiplied by, if they are what it reconstructs, is `target_scale`.
         """
+        if self.normalize_activations != "none":
+            raise Refusal("an SAE that takes rows as they are", self.normalize_activations)
         target_scale = scale if target_scale is None else target_scale
         for value in (scale, target_scale):
             if not (value > 0 and math.isfinite(value)):
@@ -240,6 +300,7 @@ class SAE(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """What the file says about the weights."""
+        hook = self.metadata.get("hook_name", "")
         return {
             "architecture": self.architecture,
             "d_in": self.d_in,
@@ -247,8 +308,9 @@ class SAE(nn.Module):
             "dtype": str(self.W_dec.dtype).removeprefix("torch."),
             "device": "cpu",
             "apply_b_dec_to_input": self.apply_b_dec_to_input,
-            "normalize_activations": "none",
-            "reshape_activations": "none",
+            "normalize_activations": self.normalize_activations,
+            # there a site of heads is [..., heads, width]: the loader has to flatten it
+            "reshape_activations": "hook_z" if str(hook).endswith("_z") else "none",
             **self.own_config(),
             # a loader of this format takes its pre-6 path, and drops metadata, without a version
             "metadata": {"sae_lens_version": "6.54.12", **self.metadata},
@@ -260,66 +322,78 @@ class SAE(nn.Module):
         return {}
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str = "cpu") -> Self:
-        """Read an SAE in SAELens' v6 layout, saved here or there, as the class that it is of.
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        device: str = "cpu",
+        scale: float | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Read an SAE, saved here or published by others, as the class that it is of.
+
+        Known are SAELens' folders (versions 2 to 6), Gemma Scope's params.npz, the ae.pt and
+        config.json of dictionary_learning, and OpenAI's .pt; `sae.formats` has a file for each.
+        Features and reconstructions are what the original computes.
+
+        Args:
+            path: a folder or a file; `hub:owner/repository/folder` on the Hugging Face hub, whose
+                cache keeps it.
+            device: where to put it.
+            scale: what activations were multiplied by in training, for files that need it and do
+                not say; it is folded into the weights.
+            revision: on the hub: a branch, tag or commit.
 
         Raises:
-            ArtifactError: a file is missing or damaged.
-            Refusal: another architecture than this class or one below it, a normalisation that is
-                not folded, or weights that do not fit their settings.
+            ArtifactError: a file is missing or damaged, or would run code.
+            Refusal: another architecture than this class or one below it, a normalisation that
+                cannot be folded, or weights that do not fit their settings; the hub is out of
+                reach.
         """
-        config = artifacts.read_json(Path(folder) / CONFIG_FILE)
-        if not isinstance(config, dict):
-            raise ArtifactError(f"an SAE's settings in {CONFIG_FILE}", type(config).__name__)
-        name = config.get("architecture", "standard")
+        published = formats.read(path, scale=scale, revision=revision)
+        settings, name = published.settings, published.settings["architecture"]
         able = {n: known for n, known in cls.known.items() if issubclass(known, cls)}
-        if not isinstance(name, str) or name not in able:
-            raise Refusal(
-                f"an architecture in {CONFIG_FILE} of {', '.join(sorted(able))}",
-                repr(name),
-                "reading it as another would give wrong features without an error",
-            )
+        if name not in able:
+            raise Refusal(f"an architecture of {', '.join(sorted(able))}", repr(name), WRONG)
         kind = able[name]
-        for key, value in kind.accepted.items():
-            if config.get(key, value) != value:
-                raise Refusal(
-                    f"{key}={value!r} in {CONFIG_FILE} of the architecture {name!r}",
-                    repr(config[key]),
-                    "reading it as if it were would give wrong features without an error",
-                )
-        return kind._of(config, artifacts.read_tensors(Path(folder) / WEIGHTS_FILE, device))
+        for key, values in kind.accepted.items():
+            if key in settings and settings[key] not in values:
+                said = " or ".join(map(repr, values))
+                what = f"{key}={said} in a file of the architecture {name!r}"
+                raise Refusal(what, repr(settings[key]), WRONG)
+        sae = kind._of(settings, published.weights)
+        try:
+            return sae.to(device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            said = (str(error) or type(error).__name__).splitlines()[0]
+            raise Refusal("a device of this machine", f"{device!r}: {said}") from error
 
     @classmethod
-    def _of(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Self:
-        """From a file's settings and weights, which must fit each other."""
-        size = {name: config.get(name) for name in ("d_in", "d_sae")}
-        found = weights["W_enc"] if "W_enc" in weights else torch.empty(0)
-        if tuple(found.shape) != tuple(size.values()):  # compared before memory is taken for it
-            raise Refusal(
-                f"weights with W_enc {tuple(size.values())} in {WEIGHTS_FILE}",
-                str(tuple(found.shape)),
-                f"the file does not fit its {CONFIG_FILE}, or holds another kind of SAE",
-            )
-        given = {"apply_b_dec_to_input": True, "metadata": {}}
-        given = {name: config.get(name, default) for name, default in given.items()}
-        own = cls.arguments_from(config)
+    def _of(cls, settings: dict[str, Any], weights: dict[str, Tensor]) -> Self:
+        """From settings and weights that were found to fit, but for what is this class's own."""
+        given = {name: settings[name] for name in ("apply_b_dec_to_input", "metadata")}
         try:
-            sae = cls(size["d_in"], size["d_sae"], **given, **own)
-        except TypeError as error:
+            own = cls.arguments_from(settings)
+            sae = cls(settings["d_in"], settings["d_sae"], **given, **own)
+        except Refusal:
+            raise
+        except (TypeError, KeyError, ValueError, AttributeError, RuntimeError) as error:
             raise Refusal(
                 f"a {cls.__name__} that can be made of {CONFIG_FILE}",
-                str(error),
+                f"{type(error).__name__}: {error}",
                 f"own_config and arguments_from of {cls.__name__} have to name its arguments",
             ) from error
-        sae.to(device=found.device, dtype=found.dtype)
+        sae.normalize_activations = settings.get("normalize_activations", "none")
         expected = {name: tuple(tensor.shape) for name, tensor in sae.state_dict().items()}
         received = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if received != expected:
             raise Refusal(
-                f"weights {expected} in {WEIGHTS_FILE}",
+                f"weights {expected}",
                 str(received),
-                f"the file does not fit its {CONFIG_FILE}, or holds another kind of SAE",
+                "the file does not fit its settings, or holds another kind of SAE",
             )
+        dtypes = [tensor.dtype for tensor in weights.values()]
+        sae.to(dtype=functools.reduce(torch.promote_types, dtypes))
         sae.load_state_dict(weights)
         return sae
 
@@ -327,9 +401,19 @@ class SAE(nn.Module):
 SAE.known[SAE.architecture] = SAE
 
 
-def load(folder: str | Path, *, device: str = "cpu") -> SAE:
-    """Read an SAE of whichever kind its settings name; see `SAE.load`."""
-    return SAE.load(folder, device=device)
+def load(
+    path: str | os.PathLike,
+    *,
+    device: str = "cpu",
+    scale: float | None = None,
+    revision: str | None = None,
+) -> SAE:
+    """Read an SAE of whichever kind it is, in whichever format it is published; see `SAE.load`.
+
+    load("my_sae")
+    load("hub:google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")
+    """
+    return SAE.load(path, device=device, scale=scale, revision=revision)
 
 
 def needs(config: dict[str, Any], name: str) -> Any:

@@ -61,7 +61,7 @@ class JumpReLU(SAE):
     feature_axis = SAE.feature_axis | {"threshold": 0}
     offsets = ("b_enc", "threshold")
     objectives = ("JumpL0",)
-    accepted = SAE.accepted | {"activation_fn": "jumprelu", "activation_fn_str": "jumprelu"}
+    accepted = SAE.accepted | {"activation_fn": ("jumprelu", "relu")}  # ReLU, and a threshold
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ class TopK(SAE):
     """
 
     architecture = "topk"
-    accepted = SAE.accepted | {"activation_fn": "topk", "activation_fn_str": "topk"}
+    accepted = SAE.accepted | {"activation_fn": ("topk", "relu")}  # of the k that are kept
 
     def __init__(self, d_in: int, d_sae: int, *, k: int, **arguments):
         super().__init__(d_in, d_sae, **arguments)
@@ -46,20 +46,6 @@ class TopK(SAE):
     @classmethod
     def arguments_from(cls, config: dict[str, Any]) -> dict[str, Any]:
         return {"k": needs(config, "k")}
-
-    @classmethod
-    def _of(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> TopK:
-        """`rescale_acts_by_decoder_norm` multiplies features by their rows' lengths before the
-        largest are taken, and divides by them after: the same as rows of length 1 and a longer
-        encoder, exactly."""
-        if config.get("rescale_acts_by_decoder_norm") is True and "W_dec" in weights:
-            norm_F = weights["W_dec"].norm(dim=1)
-            weights = weights | {
-                "W_enc": weights["W_enc"] * norm_F,
-                "b_enc": weights["b_enc"] * norm_F,
-                "W_dec": weights["W_dec"] / norm_F.clamp(min=1e-30)[:, None],
-            }
-        return super()._of(config, weights)
 
 
 class BatchTopK(SAE):

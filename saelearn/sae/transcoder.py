@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saelearn.errors import check_whole
 from saelearn.sae.base import SAE, needs
+from saelearn.sae.jumprelu import JumpReLU
 
 
 class Transcoder(SAE):
@@ -29,7 +30,7 @@ class Transcoder(SAE):
     """
 
     architecture = "transcoder"
-    accepted = SAE.accepted | {"apply_b_dec_to_input": False}
+    accepted = SAE.accepted | {"apply_b_dec_to_input": (False,), "normalize_activations": ("none",)}
 
     def __init__(self, d_in: int, d_sae: int, *, d_out: int | None = None, **arguments):
         # the offset belongs to the output, so it is no centre of the input
@@ -73,3 +74,29 @@ class SkipTranscoder(Transcoder):
         super().fold_scale_(scale, target_scale)
         self.W_skip.mul_(scale / (scale if target_scale is None else target_scale))
         return self
+
+
+class JumpReLUTranscoder(JumpReLU, Transcoder):
+    """A transcoder whose features have to exceed a threshold.
+
+        f = pre where pre > threshold, else 0;  pre = x W_enc + b_enc        [B, F]
+
+    (Gemma Scope: Lieberum et al., 2024.)
+
+    Args:
+        arguments: as for `JumpReLU` and `Transcoder`.
+    """
+
+    architecture = "jumprelu_transcoder"
+    accepted = Transcoder.accepted | {"activation_fn": JumpReLU.accepted["activation_fn"]}
+
+
+class JumpReLUSkipTranscoder(JumpReLU, SkipTranscoder):
+    """The same, beside a linear map. (Gemma Scope 2.)
+
+    Args:
+        arguments: as for `JumpReLU` and `SkipTranscoder`.
+    """
+
+    architecture = "jumprelu_skip_transcoder"
+    accepted = JumpReLUTranscoder.accepted

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from saelearn import artifacts, corpus, features, metrics, steer
 from saelearn.activations import collect
 from saelearn.errors import Refusal
-from saelearn.lm import LM
+from saelearn.lm import LM, OURS
 from saelearn.sae import SAE, TopK
 from saelearn.tiny import dial, pretrain, shipped
 from saelearn.train import train, usual_lr
@@ -139,7 +139,7 @@ def build_sae(root: Path, name: str, x_ND: Tensor) -> None:
     strength = {"k": recipe.k} if recipe.k else {"l1_coefficient": recipe.l1_coefficient}
     trained = train(x_ND, d_sae, kind=TopK if recipe.k else SAE, **strength, **how)
     trained.sae.metadata |= strength | how | {
-        "model_name": "saelearn/tiny" + (", untrained" if recipe.model == "lm_random" else ""),
+        "model_name": OURS + (", untrained" if recipe.model == "lm_random" else ""),
         "hook_name": recipe.site,
         "context_size": corpus.LENGTH,
         "prepend_bos": False,

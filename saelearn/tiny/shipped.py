@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saelearn import artifacts, corpus
 from saelearn.errors import Refusal
-from saelearn.lm import LM
+from saelearn.lm import LM, OURS
 from saelearn.sae import SAE, load
 
 SITE = "transformer.h.1:out"  # the residual stream after the middle block
@@ -57,7 +57,9 @@ def load_lm() -> LM:
 
 def load_random_lm() -> LM:
     """The same architecture with random weights: the control for "the SAE found features"."""
-    return LM.load(artifacts.find("lm_random"))
+    lm = LM.load(artifacts.find("lm_random"))
+    lm.name = f"{OURS}, untrained"
+    return lm
 
 
 def load_sae(l1_coefficient: float = L1_DEFAULT) -> SAE:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from saelearn.train.checkpoint import Keeper, Stored, same_threads, unpack
 from saelearn.train.engines import engine_for
 from saelearn.train.resampling import resample
 from saelearn.train.rows import Rows
-from saelearn.train.settings import Settings
+from saelearn.train.settings import Settings, check_metadata
 from saelearn.train.state import Record, State, Trained
 from saelearn.train.stopping import Stop
 from saelearn.train.update import step
@@ -52,6 +53,7 @@ def train(
     resample_at: Sequence[float] = Settings.resample_at,
     frozen: str | None = Settings.frozen,
     seed: int = Settings.seed,
+    metadata: Mapping[str, Any] | None = None,
     device: str = Settings.device,
     precision: str = Settings.precision,
     compile: bool = Settings.compile,
@@ -104,6 +106,9 @@ def train(
             for what training them brings about.
         seed: of the initial weights, of the shuffling, and of a stream of its own for the
             resampling: same seed, same result.
+        metadata: what the SAE is to remember, as JSON can hold it: `acts.about` of what
+            `activations.collect` gave, or `lm.about(site)`. What its activations were multiplied
+            by is added, as "scale".
         device: "cpu", "cuda", "mps".
         precision: "fp32", or "bf16" products with fp32 weights.
         compile: let torch.compile fuse the dense way; a minute at the start, pays on a GPU.
@@ -115,6 +120,9 @@ def train(
             on the CPU to the same bits as without the break; a finished run returns at once.
         checkpoint_every: steps (an int), or the time, between two checkpoints.
 
+    Warns:
+        if a few rows, such as "attention sinks", are so long that they alone set the scale.
+
     Raises:
         Refusal: data or arguments that cannot be trained on; too little memory; a checkpoint of
             a run with other arguments; or the loss became NaN.
@@ -123,7 +131,7 @@ def train(
     Ctrl-C ends training after the step under way, writes a checkpoint if there is a folder for
     it, and returns what was trained so far. Under `torchrun` all processes train one SAE.
     """
-    settings = Settings.of(locals())
+    settings, metadata = Settings.of(locals()), check_metadata(metadata)
     tokens = settings.objective.reads_tokens
     source = batches(data, batch_size, seed=seed, target=target, tokens=tokens)
     resample_steps, watch_steps = settings.resampling
@@ -170,7 +178,9 @@ def train(
                 if keeper.due(state.step):
                     keeper.save(state, feed, plan)
         keeper.save(state, feed, plan)
-    return state.result()
+    trained = state.result()
+    trained.sae.metadata |= metadata
+    return trained
 
 
 def start_dead_anew(state: State, x_BD: Tensor, target_BD: Tensor | None) -> None:

@@ -6,6 +6,7 @@ Shapes: N rows of data, B batch, D input width, X width of a batch as it comes.
 from __future__ import annotations
 
 import copy
+import warnings
 
 from torch import Tensor
 
@@ -17,6 +18,28 @@ from saelearn.train.state import State
 from saelearn.train.update import usual_lr
 
 SAMPLE_DOCUMENTS = 256  # whose activations the scale is taken from, if the model has to be run
+LONG, FEW = 10.0, 0.05
+"""Rows so many times as long as the median row, if they are no larger share, are outliers."""
+
+
+def _warn_if_few_carry(x_ND: Tensor) -> None:
+    """Warn if a few long rows make up more than half of the squared length, which sets the scale.
+
+    Such are "attention sinks" and BOS, also within packed texts. They are reconstructed first, and
+    all others are trained as if they hardly mattered.
+    """
+    norm_N = x_ND.norm(dim=1)
+    long_N = norm_N > LONG * norm_N.median()
+    squares = norm_N.double().square()
+    carried = float(squares[long_N].sum() / squares.sum().clamp(min=1e-300))
+    if 0 < int(long_N.sum()) <= FEW * len(norm_N) and carried > 0.5 and parallel.rank() == 0:
+        warnings.warn(
+            f"{int(long_N.sum()):,} of {len(norm_N):,} rows are over {LONG:g} times as long as the "
+            f"median row and make up {carried:.0%} of the squared length, so that all others are "
+            f"trained {(1 - carried) ** -0.5:.3g} times too small. Leave them out: "
+            "activations.collect (or gather, stream, write) with max_norm=10 or leave_tokens=[...]",
+            stacklevel=2,
+        )
 
 
 class Rows:
@@ -48,6 +71,7 @@ class Rows:
         to_width = mean_norm_scale(x_ND)
         if settings.normalize:
             self.scale = self.target_scale = to_width
+            _warn_if_few_carry(x_ND)
             if target_ND is not None:
                 self.target_scale = mean_norm_scale(target_ND)
         self.lr = settings.lr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -192,3 +193,12 @@ def check_device(device: str | torch.device) -> None:
     if not here[kind]:
         able = ", ".join(name for name, there in here.items() if there)
         raise Refusal(f"a device that there is: {able}", repr(str(device)), "saelearn doctor")
+
+
+def check_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What an SAE is to remember, if a file can hold it; else refuse, before any work is done."""
+    try:
+        found = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Refusal("metadata as JSON can hold them", str(error), "texts and numbers") from error
+    return found

@@ -150,11 +150,13 @@ class State:
     def result(self) -> Trained:
         """The SAE for raw activations, on the CPU, and how it came about; ends the training."""
         sae = self.sae.cpu().fold_scale_(self.scale, self.target_scale)
+        sae.metadata["scale"] = self.scale
         return Trained(sae.requires_grad_(True), self.history, self.scale, self.step, self.memory)
 
     def so_far(self) -> Trained:
         """The same in memory of its own, while training goes on."""
         sae = copy.deepcopy(self.sae).cpu().fold_scale_(self.scale, self.target_scale)
+        sae.metadata["scale"] = self.scale
         return Trained(
             sae.requires_grad_(True), list(self.history), self.scale, self.step, self.memory
         )

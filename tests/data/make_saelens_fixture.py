@@ -33,6 +33,9 @@ HERE: dict[str, tuple[str, dict[str, Any]]] = {  # folder -> class, its argument
     "saved_here_gated": ("Gated", {}),
     "saved_here_transcoder": ("Transcoder", {"d_out": D_OUT}),
     "saved_here_skip_transcoder": ("SkipTranscoder", {"d_out": D_OUT}),
+    "saved_here_jumprelu_transcoder": ("JumpReLUTranscoder", {"d_out": D_OUT}),
+    "saved_here_matching_pursuit": ("MatchingPursuit", {"max_iterations": 5}),
+    "saved_here_jumprelu_skip_transcoder": ("JumpReLUSkipTranscoder", {"d_out": D_OUT}),
 }
 TRANSCODER = {"d_out": D_OUT, "apply_b_dec_to_input": False}
 THERE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,6 +52,19 @@ THERE: dict[str, tuple[str, dict[str, Any]]] = {
     "saelens_gated": ("GatedSAE", {}),
     "saelens_transcoder": ("Transcoder", TRANSCODER),
     "saelens_skip_transcoder": ("SkipTranscoder", TRANSCODER),
+    "saelens_jumprelu_transcoder": ("JumpReLUTranscoder", TRANSCODER),
+    "saelens_jumprelu_skip_transcoder": ("JumpReLUSkipTranscoder", TRANSCODER),
+    "saelens_matching_pursuit": (
+        "MatchingPursuitSAE",
+        {"residual_threshold": 1.5, "apply_b_dec_to_input": False},
+    ),
+    "saelens_abstopk": ("AbsTopKSAE", {"k": K, "rescale_acts_by_decoder_norm": True}),
+    "saelens_topk_layer_norm": ("TopKSAE", {"k": K, "normalize_activations": "layer_norm"}),
+    "saelens_constant_norm": (
+        "StandardSAE",
+        {"normalize_activations": "constant_norm_rescale", "apply_b_dec_to_input": False},
+    ),
+    "saelens_jumprelu_hook_z": ("JumpReLUSAE", {"reshape_activations": "hook_z"}),
 }
 
 
@@ -62,6 +78,9 @@ def fill(sae: torch.nn.Module, seed: int) -> None:
                 value.abs_()
             if name in ("b_enc", "b_gate", "b_mag"):
                 value[:2], value[2:4] = -100, 9
+        if "Pursuit" in type(sae).__name__:  # which goes up and up if its rows are long
+            sae.W_dec.copy_(sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True))
+            sae.W_dec[:2] *= 1e-3
 
 
 def here() -> None:
@@ -69,9 +88,10 @@ def here() -> None:
     from saelearn import sae as room
 
     for seed, (name, (kind, arguments)) in enumerate(HERE.items()):
+        if (DATA / name).exists():  # what an earlier version has written is to be read by all later
+            continue
         sae = getattr(room, kind)(D_IN, D_SAE, metadata=ABOUT, **arguments)
         fill(sae, seed)
-        (DATA / name / "example.safetensors").unlink(missing_ok=True)
         sae.save(DATA / name)
 
 
@@ -81,6 +101,8 @@ def there() -> None:
     from safetensors.torch import load_file, save_file
 
     for seed, (name, (kind, arguments)) in enumerate(THERE.items()):
+        if (DATA / name).exists():
+            continue
         config = getattr(sae_lens, f"{kind}Config")(d_in=D_IN, d_sae=D_SAE, **arguments)
         sae = getattr(sae_lens, kind)(config)
         fill(sae, 50 + seed)
@@ -88,10 +110,13 @@ def there() -> None:
         save(DATA / name)
     for seed, name in enumerate([*HERE, *THERE]):
         sae = sae_lens.SAE.load_from_disk(DATA / name)
+        sae.turn_off_forward_pass_hook_z_reshaping()  # rows here are flat
+        example = DATA / name / "example.safetensors"
         x = 2 * torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(100 + seed))
+        if example.exists():
+            x = load_file(example)["x"]
         with torch.no_grad():
             result = {"x": x, "f": sae.encode(x).to_dense(), "x_hat": sae(x)}
-        example = DATA / name / "example.safetensors"
         if example.exists():
             change = (load_file(example)["x_hat"] - result["x_hat"]).abs().max().item()
             print(f"{name}: differs by {change:.1e}; metadata {sae.cfg.metadata.to_dict()}")
