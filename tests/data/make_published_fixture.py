@@ -6,9 +6,10 @@ Each needs an environment of its own. From the root of the repository:
     python tests/data/make_published_fixture.py dictionary_learning     # its version 0.1.0, einops
     python tests/data/make_published_fixture.py documented    # numpy, torch
 
-The first is for sae-lens 2.1.3, 3.22.2, 4.4.5 and 5.11.0, one after the other. The first two make files with the original library and let it compute. `documented` writes Gemma
-Scope's and OpenAI's files by their published layout, and computes by the published equations.
-Beside each lies example.safetensors: an input `x`, features `f`, the reconstruction `x_hat`.
+The first is for sae-lens 2.1.3, 3.22.2, 4.4.5 and 5.11.0, one after the other. It and the second
+make files with the original library and let it compute; the third writes Gemma Scope's and OpenAI's
+files by their published layout, and computes by the published equations. Beside each lies
+example.safetensors: an input `x`, features `f`, the reconstruction `x_hat`.
 """
 
 from __future__ import annotations
