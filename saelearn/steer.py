@@ -70,9 +70,9 @@ def clamp(sae: SAE, feature: int, value: float, *, positions: range = EVERYWHERE
     _check_positions(positions)
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        x_BTD = x_BTD.to(sae.W_dec.dtype)
-        f_BT1 = sae.encode(x_BTD)[..., feature, None]
-        moved_BTD = (value - f_BT1) * sae.W_dec[feature] * sae.units(x_BTD).scale
+        in_BTD = x_BTD.to(sae.W_dec.dtype)
+        f_BT1 = sae.encode(in_BTD)[..., feature, None]
+        moved_BTD = (value - f_BT1) * sae.W_dec[feature] * sae.units(in_BTD).scale
         return x_BTD + _at(positions, positions_T) * moved_BTD
 
     return made_for(edit, sae.metadata)
@@ -85,9 +85,9 @@ def ablate(sae: SAE, features: Sequence[int], *, positions: range = EVERYWHERE) 
     index = torch.as_tensor(list(features))
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        x_BTD = x_BTD.to(sae.W_dec.dtype)
-        written_BTD = sae.encode(x_BTD)[..., index] @ sae.W_dec[index]
-        return x_BTD - _at(positions, positions_T) * written_BTD * sae.units(x_BTD).scale
+        in_BTD = x_BTD.to(sae.W_dec.dtype)
+        written_BTD = sae.encode(in_BTD)[..., index] @ sae.W_dec[index]
+        return x_BTD - _at(positions, positions_T) * written_BTD * sae.units(in_BTD).scale
 
     return made_for(edit, sae.metadata)
 

@@ -92,6 +92,8 @@ def test_a_use_at_another_site_warns(use) -> None:
             silent(lm.logits, TOKENS, {made: use(at(site))})
         with pytest.warns(Misplaced, match="made for the site"):
             lm.logits(TOKENS, {"transformer.h.1:out": use(at(made))})
+        control = activations.splice(at(made), elsewhere=True)
+        silent(lm.logits, TOKENS, {"transformer.h.1:out": control})
     with pytest.warns(Misplaced, match=r"'model\.layers\.0:out', used at 'transformer\.h\.0'"):
         lm.generate(TOKENS[:1], max_new_tokens=2,
                     edits={"transformer.h.0": use(at("model.layers.0:out"))})  # fmt: skip

@@ -77,6 +77,15 @@ def test_rows_normalised_one_by_one_are_steered_in_their_own_units() -> None:
             sae.fold_scale_(2.0)
 
 
+def test_an_sae_in_16_bits_leaves_what_it_does_not_move_as_it_was() -> None:
+    sae, x_BTD = load(DATA / "saelens_standard").bfloat16(), torch.randn(2, 4, 8)
+    for edit in (steer.clamp(sae, 5, 7.0), steer.ablate(sae, [5])):
+        moved_BTD = edit(x_BTD, torch.arange(4))
+        assert torch.equal(moved_BTD[:, 0], x_BTD[:, 0])  # position 0 is not edited
+    silent_BT = sae.encode(x_BTD.bfloat16())[..., 5] == 0
+    assert torch.equal(moved_BTD[silent_BT], x_BTD[silent_BT]) and silent_BT.any()
+
+
 def test_fine_tuned_factors_have_to_be_meant(tmp_path: Path) -> None:
     folder = copy("saelens3_scaled", tmp_path / "sae")
     change(folder, finetuning_scaling_factor=False)

@@ -403,3 +403,20 @@ def test_a_writer_that_is_killed_goes_on_and_ends_with_the_same_files(tmp_path: 
     names = sorted(path.name for path in whole.iterdir())
     assert names == sorted(path.name for path in folder.iterdir())
     assert all((whole / n).read_bytes() == (folder / n).read_bytes() for n in names)
+
+
+def test_an_index_of_other_types_is_refused_or_says_the_same(tmp_path: Path) -> None:
+    folder = put(tmp_path / "store", numbered(80))
+    index = json.loads((folder / "index.json").read_text())
+    rows = Shards.open(folder).rows_S
+    others = [[], "x", 3, None, {}, True, 2.5, -1, 10**12, {"a": 1}, ["a"]]
+    changed = [index | {name: other} for name in index for other in others]
+    changed += [{n: v for n, v in index.items() if n != name} for name in index]
+    refused = 0
+    for value in [*others, *changed]:
+        (folder / "index.json").write_text(json.dumps(value))
+        try:
+            assert Shards.open(folder).rows_S == rows
+        except Refusal:
+            refused += 1
+    assert refused > len(others) + len(changed) - 4 * len(others)  # few of these mean the same

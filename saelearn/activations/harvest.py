@@ -242,18 +242,21 @@ def stream(
         yield from x_ND[torch.randperm(len(x_ND), generator=generator)].split(batch_size)
 
 
-def splice(sae: SAE) -> Edit:
+def splice(sae: SAE, *, elsewhere: bool = False) -> Edit:
     """An edit that puts the SAE's reconstruction in the place of the activations.
 
     Position 0 is left alone: SAEs are not trained on it. At another place than the SAE's own, as
-    its metadata name it, the edit warns.
+    its metadata name it, the edit warns (`Misplaced`).
+
+    Args:
+        elsewhere: it is used at another place on purpose, as a control: no warning.
     """
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
         x_hat_BTD = sae(x_BTD.to(sae.W_dec.dtype)).x_hat
         return torch.where((positions_T > 0)[:, None], x_hat_BTD, x_BTD)
 
-    return made_for(edit, sae.metadata)
+    return made_for(edit, {} if elsewhere else sae.metadata)
 
 
 def ablation(mean_D: Tensor | None) -> Edit:

@@ -273,6 +273,12 @@ def _read_index(folder: Path) -> tuple[dict, tuple[int, ...]]:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ArtifactError(f"an index of {FORMAT!r}", f"another file {folder / _INDEX}")
     try:
+        if index["tokens"] is not None:  # it was written to its end
+            counts = vars(Tokens(**index["tokens"])).values()
+            if not all(type(n) is int and n >= 0 for n in counts):
+                raise TypeError(f"tokens {index['tokens']!r:.80}")
+            if not isinstance(index["mark"], dict):
+                raise TypeError(f"mark {index['mark']!r:.80}")
         return index, _check_shards(folder, index)
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"a whole index in {folder}", repr(error), _AGAIN) from error

@@ -237,8 +237,10 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _finished(out: Path, identity: str) -> str:
-    about = artifacts.read_json(out / CONFIG_FILE).get("metadata", {}).get("saelearn", {})
-    if about.get("run") != identity:
+    about = artifacts.read_json(out / CONFIG_FILE)
+    for name in ("metadata", "saelearn"):
+        about = about.get(name) if isinstance(about, dict) else None
+    if not isinstance(about, dict) or about.get("run") != identity:
         raise Refusal(
             "a new folder, or the SAE of this very run",
             f"{out}, which holds an SAE made otherwise",

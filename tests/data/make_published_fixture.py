@@ -2,14 +2,14 @@
 
 Each needs an environment of its own. From the root of the repository:
 
-    python tests/data/make_published_fixture.py saelens       # sae-lens 2.1.3, 3.22.2 and 5.11.0,
-                                                              # one after the other
+    python tests/data/make_published_fixture.py saelens
     python tests/data/make_published_fixture.py dictionary_learning     # its version 0.1.0, einops
     python tests/data/make_published_fixture.py documented    # numpy, torch
 
-The first two make files with the original library and let it compute. `documented` writes Gemma
-Scope's and OpenAI's files by their published layout, and computes by the published equations.
-Beside each lies example.safetensors: an input `x`, features `f`, the reconstruction `x_hat`.
+The first is for sae-lens 2.1.3, 3.22.2, 4.4.5 and 5.11.0, one after the other. It and the second
+make files with the original library and let it compute; the third writes Gemma Scope's and OpenAI's
+files by their published layout, and computes by the published equations. Beside each lies
+example.safetensors: an input `x`, features `f`, the reconstruction `x_hat`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ OLD: dict[str, tuple[str, dict[str, Any]]] = {  # folder -> version, its setting
     "saelens5_constant_norm": ("5", {
         "architecture": "standard", "normalize_activations": "constant_norm_rescale",
     }),
+    "saelens4_gated": ("4", {"architecture": "gated", "hook_name": "blocks.1.hook_mlp_out"}),
 }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def saelens() -> None:
 
     major = sae_lens.__version__.split(".")[0]
     for seed, (name, (version, settings)) in enumerate(OLD.items()):
-        if version != major:
+        if version != major or (DATA / name).exists():
             continue
         sae = _version_2(sae_lens, settings) if major == "2" else _later(sae_lens, settings)
         fill(sae, 200 + seed)
