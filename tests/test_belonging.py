@@ -53,6 +53,15 @@ def test_a_site_without_such_a_name_keeps_its_own() -> None:
         make("gpt2").about("transformer.h.9")
 
 
+def test_a_model_without_blocks_has_no_such_names() -> None:
+    lm = make("gpt2")
+    lm.model.config.n_layer = 7  # as if no list were as long as the settings say
+    with pytest.raises(Refusal):
+        lm.residual_sites()
+    assert lm.about("transformer.h.0:out")["hook_name"] == "transformer.h.0:out"
+    silent(lm.logits, TOKENS, {"transformer.h.0:out": activations.splice(at("transformer.h.0"))})
+
+
 def test_it_travels_through_training_and_files(tmp_path) -> None:
     lm = tiny.load_lm()
     acts = activations.collect(lm, tiny.held_out(8).tokens_NT, tiny.SITE)

@@ -90,9 +90,8 @@ def _same(model: nn.Module, one: str, other: str) -> bool:
 
 
 def _place(model: nn.Module, site: str) -> tuple[nn.Module, str]:
-    place = writes.find(model, site)
-    path = sites.blocks_path(model)
-    for i, block in enumerate(blocks := list(model.get_submodule(path))):
+    place, blocks = writes.find(model, site), _blocks(model)
+    for i, block in enumerate(blocks):
         if place.module is block and place.side == "in" and i > 0:
             return blocks[i - 1], "out"
     return place.module, place.side
@@ -101,7 +100,7 @@ def _place(model: nn.Module, site: str) -> tuple[nn.Module, str]:
 def hook_name(model: nn.Module, site: str) -> str | None:
     """SAELens' name for a site; None if it has none."""
     place = writes.find(model, site)
-    for i, block in enumerate(model.get_submodule(sites.blocks_path(model))):
+    for i, block in enumerate(_blocks(model)):
         if place.module is block:
             return f"blocks.{i}.hook_resid_{'pre' if place.side == 'in' else 'post'}"
         if any(place.module is module for module in block.modules()):
@@ -110,9 +109,16 @@ def hook_name(model: nn.Module, site: str) -> str | None:
     return "hook_embed" if _is(model, "hook_embed", place) else None
 
 
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    try:
+        return list(model.get_submodule(sites.blocks_path(model)))
+    except Refusal:  # it is made otherwise, and SAELens has no names for its places
+        return []
+
+
 def _is(model: nn.Module, name: str, place: sites.Place) -> bool:
     try:
         found = writes.find(model, name)
-    except Refusal:  # this kind of block has no such place
+    except Exception:  # no such place, or the model cannot run the few tokens that would tell
         return False
     return found.module is place.module and found.side == place.side
