@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from saelearn import metrics, sae, toy, train
+from saelearn.exercises import lesson04 as check
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "04_first_sae.ipynb"
 PLANTED = toy.PlantedFeatures.make()
@@ -67,8 +68,8 @@ def test_both_losses_are_the_librarys(lesson, tied, rows):
     ours = sae.l1_loss(rows, output, tied.W_dec, l1_coefficient=0.3, decoder_norm="unit_norm")
     for value in (
         lesson["loss"](rows, output.x_hat, output.f, 0.3),
+        lesson["our_loss"](rows, output.x_hat, output.f, 0.3),
         lesson["l1"](tied, rows),
-        lesson["mended_loss"](rows, tied.W_dec, tied.b_enc, 0.3),
     ):
         torch.testing.assert_close(value, ours.total)
 
@@ -140,3 +141,23 @@ def test_interference_of_orthogonal_features_is_zero(lesson):
         torch.testing.assert_close(
             noise_G, expected * strengths_NG.std(0).flip(0), atol=1e-5, rtol=1e-4
         )
+
+
+def test_the_lessons_choice_of_rows_is_the_stand_ins(lesson):
+    draw = torch.Generator().manual_seed(11)
+    rows_FD, other_KD = torch.randn(50, 6, generator=draw), torch.randn(40, 6, generator=draw)
+    chosen_F = lesson["real_rows"](rows_FD, other_KD)
+    assert 3 < chosen_F.sum() < 50
+    assert torch.equal(chosen_F, check.shared_once(rows_FD, other_KD))
+
+
+def test_the_score_of_rows_is_f1():
+    true_GD = torch.eye(4)
+    rows_FD = torch.eye(4)[[0, 0, 1, 2]] * 3
+    rows_FD[3] = 1.0  # between all
+    for taken, expected in (
+        ([1, 0, 1, 0], 2 * 2 / (2 + 4)),  # precision 1, recall 1/2
+        ([1, 1, 1, 1], 2 * 2 / (4 + 4)),  # the copy and the spare row cost
+        ([0, 0, 0, 1], 0),
+    ):
+        assert check.score(torch.tensor(taken) > 0, rows_FD, true_GD) == pytest.approx(expected)

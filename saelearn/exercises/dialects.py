@@ -1,4 +1,4 @@
-"""The check of exercise 5.6: one L1 coefficient in three conventions. Lesson 05."""
+"""The check of exercise 5.4: one L1 coefficient in three conventions. Lesson 05."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DIALECT_HINTS = {
 
 
 @exercise(
-    "Exercise 5.6: translate λ",
+    "Exercise 5.4: translate λ",
     passed="the same trade-off in three dialects. Ask of every published λ: which units, which "
     "sums, which means?",
 )

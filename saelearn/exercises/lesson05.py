@@ -11,130 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelearn.exercises import Mistake, call, diagnose, earned, exercise, need_shape, told
+from saelearn.exercises import Mistake, call, diagnose, exercise, need_shape
+from saelearn.exercises.choosing import choose, elbow, scores
 from saelearn.exercises.dialects import DIALECTS, translations
-from saelearn.exercises.trainable import call_with_torch, learns, unchanged
+from saelearn.exercises.trainable import call_with_torch, learns
 
-
-def or_ours(judge: Callable, *answers: Any) -> Any:
-    """The reader's answers if the check accepts them, or else ones with which the lesson goes on.
-
-    Args:
-        judge: the check of the exercise.
-        answers: what it is called with.
-
-    Returns:
-        as many as there are answers; one alone comes as it is.
-    """
-    if told(judge.title, "", lambda: judge.__wrapped__(*answers), answers).passed:
-        return answers[0] if len(answers) == 1 else answers
-    return STAND_INS[judge.title]
-
-
-@exercise(
-    "Exercise 5.1: encode and decode",
-    passed="this is a whole SAE: it looks for directions, keeps what is positive, and adds up the "
-    "directions of what it kept.",
-)
-def encode_decode(encode: Callable, decode: Callable) -> None:
-    """`encode(x_BD, W_enc_DF, b_enc_F, b_dec_D)` and `decode(f_BF, W_dec_FD, b_dec_D)`."""
-    draw = torch.Generator().manual_seed(11)
-    x_BD, W_enc_DF = torch.randn(5, 3, generator=draw), torch.randn(3, 7, generator=draw)
-    b_enc_F, b_dec_D = torch.randn(7, generator=draw), torch.randn(3, generator=draw)
-    W_dec_FD = torch.randn(7, 3, generator=draw)
-    before_BF = (x_BD - b_dec_D) @ W_enc_DF + b_enc_F
-    weights = [w.clone().requires_grad_() for w in (W_enc_DF, b_enc_F, b_dec_D)]
-    result = call_with_torch(encode, given := x_BD.clone(), *weights)
-    f_BF = need_shape(result, (5, 7), "f_BF")
-    off_centre = "encode: the input has to be centred first: x_BD - b_dec_D."
-    diagnose(
-        f_BF,
-        before_BF.relu(),
-        {
-            "encode: some features are negative; ReLU, the last step, is missing.": before_BF,
-            off_centre: (x_BD @ W_enc_DF + b_enc_F).relu(),
-            "encode: b_dec_D is subtracted from the input, not added.": (
-                (x_BD + b_dec_D) @ W_enc_DF + b_enc_F
-            ).relu(),
-            "encode: the bias b_enc_F is missing.": ((x_BD - b_dec_D) @ W_enc_DF).relu(),
-            "encode: ReLU comes after the bias, not before.": (
-                ((x_BD - b_dec_D) @ W_enc_DF).relu() + b_enc_F
-            ),
-        },
-        "encode: the shape is right, the numbers are not; compare with the equation, term by term.",
-    )
-    unchanged(given, x_BD, "encode: x_BD")
-    learns(result, **dict(zip(("W_enc_DF", "b_enc_F", "b_dec_D"), weights, strict=True)))
-    with earned(0.5):
-        _decode(decode, before_BF.relu(), W_dec_FD, b_dec_D)
-
-
-def _decode(decode: Callable, f_BF: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor) -> None:
-    weights = [w.clone().requires_grad_() for w in (W_dec_FD, b_dec_D)]
-    result = call_with_torch(decode, given := f_BF.clone(), *weights)
-    x_hat_BD = need_shape(result, (5, 3), "x_hat_BD")
-    diagnose(
-        x_hat_BD,
-        f_BF @ W_dec_FD + b_dec_D,
-        {
-            "decode: what was subtracted on the way in is added on the way out: + b_dec_D.": (
-                f_BF @ W_dec_FD
-            ),
-            "decode: a reconstruction may be negative; ReLU belongs into the encoder only.": (
-                f_BF @ W_dec_FD + b_dec_D
-            ).relu(),
-            "decode: b_dec_D is added, not subtracted.": f_BF @ W_dec_FD - b_dec_D,
-        },
-        "decode: the shape is right, the numbers are not; compare with the equation.",
-    )
-    unchanged(given, f_BF, "decode: f_BF")
-    learns(result, **dict(zip(("W_dec_FD", "b_dec_D"), weights, strict=True)))
-
-
-@exercise(
-    "Exercise 5.2: the loss",
-    passed="both terms are batch means, so the coefficient means the same at every batch size.",
-)
-def l1_loss(loss: Callable) -> None:
-    """`loss(x_BD, x_hat_BD, f_BF, l1_coefficient)`: both terms means over the batch."""
-    draw = torch.Generator().manual_seed(13)
-    x_BD, x_hat_BD = torch.randn(8, 3, generator=draw), torch.randn(8, 3, generator=draw)
-    f_BF, l1 = torch.rand(8, 5, generator=draw), 0.7
-    trained = {"x_hat_BD": x_hat_BD.clone().requires_grad_(), "f_BF": f_BF.clone().requires_grad_()}
-    result = call_with_torch(loss, given := x_BD.clone(), *trained.values(), l1)
-    total = need_shape(result, (), "the loss")
-    error_B, penalty_B = (x_BD - x_hat_BD).square().sum(1), f_BF.sum(1)
-    diagnose(
-        total,
-        error_B.mean() + l1 * penalty_B.mean(),
-        {
-            "the penalty grows with the batch: sum over features, mean over the batch.": (
-                error_B.mean() + l1 * f_BF.sum()
-            ),
-            "f.mean() divides by the number of features too: λ would depend on d_sae.": (
-                error_B.mean() + l1 * f_BF.mean()
-            ),
-            "the error is averaged over D too: that multiplies λ's effect by D.": (
-                error_B.mean() / 3 + l1 * penalty_B.mean()
-            ),
-            "two sums keep the balance, but the gradient grows with the batch: take two means.": (
-                error_B.sum() + l1 * penalty_B.sum()
-            ),
-            "the batch has its own size, len(f_BF): a fixed 128 fits one batch size only.": (
-                error_B.mean() + l1 * f_BF.sum() / 128
-            ),
-            "the coefficient is missing.": error_B.mean() + penalty_B.mean(),
-            "f.sum(0) sums over the batch: dimension 1 is the features.": (
-                error_B.mean() + l1 * f_BF.sum(0).mean()
-            ),
-            "the batch has its own size, len(f_BF): a fixed 256 fits one batch size only.": (
-                error_B.mean() + l1 * f_BF.sum() / 256
-            ),
-        },
-        "not mean_B sum_D (x - x_hat)² + λ mean_B sum_F f.",
-    )
-    unchanged(given, x_BD, "x_BD")
-    learns(result, **trained)
+__all__ = [
+    "DIALECTS",
+    "best_activation",
+    "choose",
+    "elbow",
+    "fair_penalty",
+    "prediction",
+    "scores",
+    "shortened",
+    "translations",
+]
 
 
 QUANTITIES = {  # name -> what happens as lambda rises, and the hint
@@ -156,7 +48,7 @@ WORDS = {
 
 
 @exercise(
-    "Exercise 5.3: predict the dial",
+    "Exercise 5.1: predict the dial",
     passed="as you say. Now see by how much.",
 )
 def prediction(answers: dict[str, Any]) -> None:
@@ -180,7 +72,7 @@ def _meaning(answer: str) -> str | None:
 
 
 @exercise(
-    "Exercise 5.4: the best activation",
+    "Exercise 5.2: the best activation",
     passed="soft thresholding: what is below λ/2 is lost, what is above arrives λ/2 too short.",
 )
 def best_activation(function: Callable) -> None:
@@ -223,8 +115,13 @@ def best_activation(function: Callable) -> None:
         )
 
 
+def shortened(a: Tensor, l1_coefficient: float) -> Tensor:
+    """What the lesson goes on with while exercise 5.2 is open: lambda / 2 less, and 0 at least."""
+    return torch.relu(a - l1_coefficient / 2)
+
+
 @exercise(
-    "Exercise 5.5: a fair penalty",
+    "Exercise 5.3: a fair penalty",
     passed="rescaling a feature no longer changes its price: this is the library's `weighted`.",
 )
 def fair_penalty(penalty: Callable) -> None:
@@ -264,16 +161,3 @@ def fair_penalty(penalty: Callable) -> None:
         "not the batch mean of the sum of f_i times the length of row i.",
     )
     learns(result, **trained)
-
-
-STAND_INS = {  # by the check's title: what the lesson goes on with after an open exercise
-    encode_decode.title: (
-        lambda x_BD, W_enc_DF, b_enc_F, b_dec_D: torch.relu((x_BD - b_dec_D) @ W_enc_DF + b_enc_F),
-        lambda f_BF, W_dec_FD, b_dec_D: f_BF @ W_dec_FD + b_dec_D,
-    ),
-    l1_loss.title: lambda x_BD, x_hat_BD, f_BF, l1_coefficient: (
-        (x_BD - x_hat_BD).square().sum(1).mean() + l1_coefficient * f_BF.sum(1).mean()
-    ),
-    best_activation.title: lambda a, l1_coefficient: torch.relu(a - l1_coefficient / 2),
-    translations.title: tuple(right for right, _ in DIALECTS.values()),
-}

@@ -221,6 +221,18 @@ def seed_study(
     return figure
 
 
+def scores(sizes: Sequence[int], named: Mapping[str, Sequence[float]]) -> Figure:
+    """F1 of ways to tell real rows, over the dictionary's size: name -> one value for each size."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.0))
+    colours = (style.FEATURE, style.CONTROL)
+    for (name, values), colour in zip(named.items(), colours, strict=True):
+        axis.plot(range(len(sizes)), values, "o-", color=colour)
+        axis.text(len(sizes) - 0.9, values[-1], name, color=colour, va="center")
+    axis.set(xticks=range(len(sizes)), xticklabels=sizes, xlabel="rows in the dictionary, F")
+    axis.set(ylabel="F1 of rows taken for real", xlim=(-0.2, len(sizes) + 0.6), ylim=(0, 1.05))
+    return figure
+
+
 def good_and_bad(panels: Mapping[str, Mapping[str, float]], *, wrong: str) -> Figure:
     """Several measures, each with an axis of its own: measure -> loss -> value."""
     figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 1.6), sharey=True, squeeze=False)

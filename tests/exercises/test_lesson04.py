@@ -7,6 +7,7 @@ import pytest
 import torch
 from every_lesson import *  # noqa: F403
 
+from saelearn import metrics
 from saelearn.exercises import lesson04 as check
 
 
@@ -32,6 +33,14 @@ def loss(x, y, c, alpha):
 def loss_by_rows(x, y, c, alpha):
     rows = zip(x, y, c, strict=True)
     return sum((a - b).norm() ** 2 + alpha * d.norm(p=1) for a, b, d in rows) / len(x)
+
+
+def loss_over_length(x, y, c, alpha):
+    return (((x - y) ** 2).sum() + alpha * c.norm(p=1)) / len(x)
+
+
+def loss_in_place(x, y, c, alpha):
+    return x.sub_(y).square().sum(1).mean() + alpha * c.sum(1).mean()
 
 
 def loss_of(M, b, x, alpha):
@@ -118,22 +127,43 @@ def translation(change):
     return function
 
 
-def mended(x, M, b, l1):
-    c, x_hat = tied(x, M, b)
-    return loss(x, x_hat, c, l1)
+def shared_once(W, V):
+    """By loops: shared with the other seed, and like no row that was taken before."""
+    taken = []
+    for i, row in enumerate(W):
+        cosine = torch.cosine_similarity(row[None], V, dim=1)
+        before = torch.cosine_similarity(row[None], W[:i], dim=1)
+        copies = [j for j in range(i) if taken[j] and before[j] > 0.9]
+        taken.append(bool(cosine.max() > 0.9) and not copies)
+    return torch.tensor(taken)
 
 
-def mended_otherwise(x, M, b, l1):
-    c, x_hat = tied(x, M, b)
-    return (((x - x_hat) ** 2).sum() + l1 * c.abs().sum()) / len(x)
+def shared_by_matching(W, V):
+    """Each row of the other seed takes one row: copies are left over."""
+    return shared_once(W, V).numpy().astype(int)
 
 
-def priced(price):
-    def function(x, M, b, l1):
-        c, x_hat = tied(x, M, b)
-        return (x - x_hat).square().sum(1).mean() + l1 * price(c, M, x, b, x_hat)
+def shared_in_doubles(W, V):
+    A, B = (torch.nn.functional.normalize(X.double(), dim=1) for X in (W, V))
+    like = (A @ A.T > 0.85).float()
+    return ((A @ B.T).max(1).values > 0.85) & (like.argmax(1) == torch.arange(len(W)))
 
-    return function
+
+def shared_with_copies(W, V):
+    return metrics.cosine_matrix(W, V).amax(1) > 0.9
+
+
+def shared_without_lengths(W, V):
+    return (W @ V.T).amax(1) > 0.9
+
+
+def of_the_other(W, V):
+    return shared_once(V, W)
+
+
+def overwritten(W, V):
+    W /= W.norm(dim=1, keepdim=True)
+    return shared_once(W, V)
 
 
 def ingredients(f, W, k):
@@ -158,12 +188,15 @@ RIGHT = [
     (check.tied, (tied_as_columns,)),
     (check.loss, (loss,)),
     (check.loss, (loss_by_rows,)),
+    (check.loss, (loss_over_length,)),
     (check.train_step, (step,)),
     (check.train_step, (step_otherwise,)),
     (check.translation, (translate,)),
     (check.translation, (translate_by_running,)),
-    (check.mended_loss, (mended,)),
-    (check.mended_loss, (mended_otherwise,)),
+    (check.real_rows, (check.shared_once,)),
+    (check.real_rows, (shared_once,)),
+    (check.real_rows, (shared_by_matching,)),
+    (check.real_rows, (shared_in_doubles,)),
     (check.ingredients, (ingredients,)),
     (check.ingredients, (ingredients_by_sorting,)),
 ]
@@ -200,6 +233,10 @@ WRONG = [
     (check.loss, (lambda x, y, c, a: loss(x, y, c, 0),), "price is missing"),
     (check.loss, (lambda x, y, c, a: loss(x, y, c, -a),), "a price is added"),
     (check.loss, (lambda x, y, c, a: (x - y).square().sum(1) + a * c.sum(1),), "over the rows"),
+    (check.loss, (lambda *given: loss(*given).item(),), "no gradient reaches x_hat_BD"),
+    (check.loss, (lambda x, y, c, a: loss(x, y, c.detach(), a),), "no gradient reaches c_BF"),
+    (check.loss, (lambda x, y, c, a: loss(x, torch.tensor(y.numpy()), c, a),), "NumPy"),
+    (check.loss, (loss_in_place,), "x_BD itself is overwritten"),
     (check.train_step, (wrong_step(forget=False),), "zero_grad"),
     (check.train_step, (wrong_step(walk=False),), "nothing moved"),
     (check.train_step, (forget_too_late,), "zero_grad(), then backward()"),
@@ -225,25 +262,16 @@ WRONG = [
         "decoder's bias got lost",
     ),
     (check.translation, (translation(lambda W, b, V, c, *_: (2 * W, b, V, c)),), "insert"),
-    (check.mended_loss, (priced(lambda c, M, *_: M.abs().sum()),), "still on the weights"),
-    (check.mended_loss, (priced(lambda c, M, *_: M.square().sum()),), "weight decay"),
-    (
-        check.mended_loss,
-        (priced(lambda c, M, *_: c.sum(1).mean() + M.abs().sum()),),
-        "weights still are",
-    ),
-    (
-        check.mended_loss,
-        (priced(lambda c, M, x, b, y: (x @ M.T + b).abs().sum(1).mean()),),
-        "before the ReLU",
-    ),
-    (check.mended_loss, (priced(lambda c, M, x, b, y: y.abs().sum(1).mean()),), "reconstruction"),
-    (check.mended_loss, (priced(lambda c, *_: c.sum()),), "sum over the batch"),
-    (check.mended_loss, (priced(lambda c, *_: c.mean()),), "over the features"),
-    (check.mended_loss, (lambda x, M, b, l1: mended(x, M, b, 1),), "coefficient is missing"),
-    (check.mended_loss, (lambda x, M, b, l1: mended(x, M, b, 0),), "gone altogether"),
-    (check.mended_loss, (priced(lambda c, M, x, b, y: b.abs().sum()),), "a bias is a weight"),
-    (check.mended_loss, (priced(lambda c, *_: c.sum(1)),), "over the rows"),
+    (check.real_rows, (lambda W, V: torch.ones(len(W)) > 0,), "spare rows"),
+    (check.real_rows, (lambda W, V: torch.zeros(len(W)) > 0,), "12 of 12 real features"),
+    (check.real_rows, (shared_with_copies,), "6 second copies"),
+    (check.real_rows, (shared_without_lengths,), "left out"),
+    (check.real_rows, (of_the_other,), "One for each row"),
+    (check.real_rows, (overwritten,), "work on a copy"),
+    (check.real_rows, (lambda W, V: torch.arange(len(W)) < 12,), "real features are left out"),
+    (check.real_rows, (lambda W, V: metrics.cosine_matrix(W, V).amax(1),), "no numbers between"),
+    (check.real_rows, (lambda W, V: torch.full((len(W),), float("nan")),), "no numbers between"),
+    (check.real_rows, (lambda W, V: shared_once(W, V).sum(),), "One for each row"),
     (check.ingredients, (lambda f, W, k: (f.topk(k).indices, W[f.topk(k).indices]),), "how much"),
     (
         check.ingredients,
