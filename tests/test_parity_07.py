@@ -13,10 +13,10 @@ import torch
 
 from saelearn import metrics
 from saelearn.activations import collect
-from saelearn.sae import AT_FULL, L1, SAE, SAEOutput, l1_loss
+from saelearn.sae import L1, SAE
 from saelearn.train import mean_norm_scale, memory
-from saelearn.train.fast import SparseL1
 from saelearn.train.loop import step
+from saelearn.train.resampling import resample
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "07_training.ipynb"
 
@@ -24,7 +24,7 @@ LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "07_training.ipy
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
     """The lesson's functions, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch, "l1_loss": l1_loss, "metrics": metrics}
+    names: dict[str, Any] = {"torch": torch, "metrics": metrics}
     for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             body = ast.parse("".join(cell["source"])).body
@@ -49,11 +49,22 @@ def test_scale(lesson):
     assert float(lesson["scale_of"](x_ND)) == pytest.approx(mean_norm_scale(x_ND), rel=1e-5)
 
 
-def test_loss(lesson):
-    x_BD, output = rand(8, 6), SAEOutput(rand(8, 6, seed=1), rand(8, 9, seed=2).relu())
-    theirs = lesson["mended_loss"](x_BD, *output, 0.7)
-    free = l1_loss(x_BD, output, torch.empty(9, 6), l1_coefficient=0.7, decoder_norm="free")
-    torch.testing.assert_close(theirs, free.total)
+def test_revive(lesson):
+    """The same draws give the same new start as the library's."""
+    x_BD, dead_F = rand(50, 6), torch.arange(20) < 8
+    theirs, ours = SAE(6, 20, seed=1), SAE(6, 20, seed=1)
+    optimizer = torch.optim.Adam(ours.parameters())
+    lesson["revive"](theirs, dead_F, x_BD, torch.Generator().manual_seed(3))
+    resample(ours, optimizer, dead_F, x_BD, generator=torch.Generator().manual_seed(3))
+    for a, b in zip(theirs.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_tables_explain_a_sum_of_tables(lesson):
+    word_N, place_N = torch.arange(60) % 7, torch.arange(60) % 4
+    x_ND = rand(7, 5)[word_N] + rand(4, 5, seed=1)[place_N]
+    assert lesson["by_tables"](x_ND, word_N, place_N) == pytest.approx(1, abs=1e-3)
+    assert lesson["by_tables"](x_ND, word_N) < 0.95
 
 
 def test_recovered(lesson):
@@ -92,12 +103,3 @@ def test_memory_by_hand_is_the_librarys(d_in, d_sae, lesson):
     assert lesson["training_bytes"](d_in, d_sae, 0) == sum(
         parts[name] for name in ("weights", "gradients", "moments")
     )
-
-
-def test_textbook_step_is_the_librarys(lesson):
-    x_BD, by_hand, ours = rand(64, 6), SAE(6, 20, seed=1), SAE(6, 20, seed=1)
-    optimizer = torch.optim.Adam(by_hand.parameters(), lr=1e-3)
-    lesson["textbook"](by_hand, x_BD, optimizer)
-    SparseL1()(ours, x_BD, L1(2.0), AT_FULL)
-    for a, b in zip(by_hand.parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)

@@ -182,7 +182,11 @@ class Sandbox:
             for leaf, after in zip(leaves, _list(header, "after", len(leaves)), strict=True):
                 _apply(leaf, after, unpack)
             for module, n in zip(modules, _list(header, "hooks", len(modules)), strict=True):
-                for _ in range(min(n, 9) if isinstance(n, int) else 0):
+                had = len(module._forward_hooks) + len(module._forward_pre_hooks)
+                n = min(n, 9) if isinstance(n, int) else had
+                if n < had:  # others' hooks are gone over there
+                    module._forward_hooks.clear()
+                for _ in range(n - had):
                     module.register_forward_hook(lambda *_: None)
             for own, packed in zip(
                 optimizers, _list(header, "optimizers", len(optimizers)), strict=True

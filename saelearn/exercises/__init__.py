@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -214,6 +215,8 @@ def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
 def as_tensor(value: Any, name: str) -> Tensor:
     """The answer, be it tensor, array or number, as a detached CPU tensor of doubles."""
     try:
+        if isinstance(value, np.ndarray):
+            value = value.copy()  # a view with a negative stride is no tensor's memory
         return torch.as_tensor(value).detach().cpu().double()
     except Exception:  # also OverflowError, and whatever a strange object's own methods raise
         kind = type(value).__name__

@@ -5,8 +5,9 @@ Every target is computed here, from the definitions and without the library's co
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +20,12 @@ from saelearn.exercises import (
     call,
     close,
     diagnose,
-    each_earns,
+    earned,
     exercise,
     guesses,
 )
 from saelearn.exercises import need_shape as need
+from saelearn.exercises.trainable import unchanged
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -33,30 +35,13 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 # --- predictions ----------------------------------------------------------------------------------
 
 
-def predicted_piece(guess: Any, cost: Mapping[str, float]) -> Verdict:
-    """A reply to which piece of the stream is expected to cost most; `cost`: piece -> nats."""
-
-    def answer(guess: Any) -> str:
-        order = sorted(cost, key=lambda name: -cost[name])
-        meant = {name.lower().replace(" ", ""): name for name in cost}
-        piece = meant.get(str(guess).lower().replace(" ", ""))
-        if piece is None:
-            raise Mistake(f"one of {', '.join(cost)} is needed, in quotes")
-        if piece == order[0]:
-            return f"yes: {piece}, {cost[piece]:.1f} nats a token."
-        place = f"number {order.index(piece) + 1} of {len(order)}"
-        return f"{piece} is {place}. Most is lost without {order[0]}."
-
-    return guesses.reply("the piece that costs most", guess, answer)
-
-
-def predicted_spread(guess: Any, median: float, n_registers: int) -> Verdict:
-    """A reply to over how many registers a typical neuron is expected to spread."""
+def predicted_places(guess: Any, flips: int, places: int) -> Verdict:
+    """A reply to at how many places one exchanged vector is expected to turn the mood."""
     return guesses.reply_to_number(
-        "how far a neuron spreads", guess, median, within=1.0, span=(1, n_registers),
-        near=f"about right: {median:.1f}.",
-        low=f"more: {median:.1f}. Even the typical neuron is not at home in one register.",
-        high=f"fewer: {median:.1f}. Neurons fire rarely, and the rare are in few places.",
+        "where a fact can be exchanged", guess, flips, within=1, span=(0, places),
+        near=f"about right: {flips} of {places}.",
+        low=f"more: {flips} of {places}. It has to be somewhere after every block.",
+        high=f"fewer: {flips} of {places}. Elsewhere the stream moves, but nothing depends on it.",
     )  # fmt: skip
 
 
@@ -74,17 +59,29 @@ def predicted_alone(guess: Any, share: float) -> Verdict:
 
 
 @exercise(
-    "Exercise 6.1",
+    "Exercise 6.1: surprise",
     passed="the scores at one token are about the next one: everything is shifted by one",
 )
 def surprise(function: Callable) -> None:
     """`surprise(logits_TV, tokens_T)` -> nats of tokens 1 to T - 1."""
-    T, V = 7, 5
-    logits_TV, tokens_T = 2 * _random(T, V), torch.tensor([3, 0, 4, 1, 1, 2, 0])
+    for T, V, seed in ((7, 5, 0), (4, 9, 1)):
+        logits_TV, tokens_T = 2 * _random(T, V, seed=seed), _some(V, T, seed=seed)
+        _judge_surprise(function, logits_TV, tokens_T)
+
+
+def _some(V: int, *shape: int, seed: int) -> Tensor:
+    """Token ids; no two neighbours are equal, so that a shift shows."""
+    steps = torch.randint(1, V, shape, generator=torch.Generator().manual_seed(seed))
+    return steps.cumsum(-1) % V
+
+
+def _judge_surprise(function: Callable, logits_TV: Tensor, tokens_T: Tensor) -> None:
+    T = len(tokens_T)
     log_p_TV = logits_TV.double() - logits_TV.double().logsumexp(1, keepdim=True)
     rows = torch.arange(T - 1)
     right = -log_p_TV[rows, tokens_T[1:]]
-    value = as_tensor(call(function, logits_TV, tokens_T), "the surprise")
+    value = as_tensor(call(function, given := logits_TV.clone(), tokens_T.clone()), "the surprise")
+    unchanged(given, logits_TV, "logits_TV")
     if value.shape == ():
         raise Mistake("one number for the whole text; keep one for each token, without the mean")
     same = -log_p_TV[torch.arange(T), tokens_T]
@@ -92,12 +89,16 @@ def surprise(function: Callable) -> None:
     if value.shape == (T,):
         why = not_shifted if close(value, same) else "nothing predicts the first one"
         raise Mistake(f"one number too many: {why}. Pair logits_TV[:-1] with tokens_T[1:]")
+    p_TV = log_p_TV.exp()
     wrong = {
         "the sign is lost: a probability is below 1, its logarithm below 0": -right,
         "these are probabilities; surprise is minus their logarithm": (-right).exp(),
         "in bits (log2); here we count in nats: the natural logarithm": right / math.log(2),
         "these are scores; softmax makes probabilities of them first": (
             -logits_TV[rows, tokens_T[1:]]
+        ),
+        "the softmax runs over the positions; it belongs over the words, dim=-1": (
+            -logits_TV.double()[:-1].log_softmax(0)[rows, tokens_T[1:]]
         ),
         f"{not_shifted}; it has to guess the next": same[:-1],
         f"{not_shifted}; the first place, logits_TV[0], guesses tokens_T[1]": same[1:],
@@ -106,9 +107,23 @@ def surprise(function: Callable) -> None:
         ),
         "this is the surprise of the word that it holds for likeliest, not of the one that "
         "came": -log_p_TV[:-1].max(1).values,
+        "this is the mean over all words (entropy); asked is the one that came": (
+            -(p_TV * log_p_TV).sum(1)[:-1]
+        ),
     }
     need(value, (T - 1,), "the surprise")
-    diagnose(value, right, wrong, "it is -log of the probability that place t - 1 gave token t")
+    diagnose(value, right, wrong, "it is -log of the probability that place t - 1 gave token t. "
+             f"{differs(value, right)}")  # fmt: skip
+
+
+def differs(value: Tensor, right: Tensor) -> str:
+    """Where an answer first differs, what was expected there and what came."""
+    value, right = value.detach(), right.detach().double()
+    far = ~torch.isclose(value, right, rtol=1e-4, atol=1e-6)
+    for at in far.nonzero().tolist():
+        place = tuple(at)
+        return f"At {at}: expected {float(right[place]):.4g}, came {float(value[place]):.4g}"
+    return ""
 
 
 _NOT_ITS_INPUT = "you gave x to the module; in the model it gets what earlier layers made of x"
@@ -117,176 +132,308 @@ _NOT_ITS_INPUT = "you gave x to the module; in the model it gets what earlier la
 class _Chain(nn.Module):
     """Three layers one after another, as small as a model with an inside can be."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.middle, self.last = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.first, self.middle, self.last = (nn.Linear(width, width) for _ in range(3))
         with torch.no_grad():
             for seed, parameter in enumerate(self.parameters()):
-                parameter.copy_(_random(*parameter.shape, seed=seed))
+                parameter.copy_(_random(*parameter.shape, seed=seed + width))
+        self.first._forward_hooks[-1] = _bystander  # a number that no handle has, anywhere
 
     def forward(self, x_BD: Tensor) -> Tensor:
         return self.last(self.middle(self.first(x_BD).tanh()).tanh())
 
 
-def _need_no_hook(model: nn.Module) -> None:
-    left = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
-    if left:
-        raise Mistake("the hook is still there afterwards: keep its handle, handle.remove()")
+def _bystander(module: nn.Module, inputs: Any, output: Any) -> None:
+    """A hook that somebody else has left, and wants to find again."""
 
 
-@exercise("Exercise 6.2", passed="it listens, and leaves nothing behind")
-def read(function: Callable) -> None:
-    """`read(model, module, x)` -> what the module returned while the model ran."""
-    model, x_BD = _Chain(), _random(5, 6, seed=9)
-    inside = model.first(x_BD).tanh()
-    right, end = model.middle(inside), model(x_BD)
-    value = call(function, model, model.middle, x_BD)
-    _need_no_hook(model)
-    if isinstance(value, list | tuple):
-        full = "the output is still wrapped in a list or tuple: return the tensor in it"
-        raise Mistake(full if value else "nothing was heard: did the model run under the hook?")
-    wrong = {
-        "this is what went into the module; the hook's third argument came out": inside,
-        "this is the model's own output; what the module returned is the hook's third "
-        "argument": end,
-        _NOT_ITS_INPUT: model.middle(x_BD),
-    }
-    diagnose(value, right, wrong, "this is not what the module returned while the model ran")
+def _hooks(model: nn.Module) -> int:
+    own = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    return own + len(_EVERY_MODULES_HOOKS)
 
 
-@exercise("Exercise 6.3", passed="what a hook returns takes the output's place")
-def replace(function: Callable) -> None:
-    """`replace(model, module, x, edit)` -> the model's output with the edit made."""
-    model, x_BD = _Chain(), _random(5, 6, seed=9)
-    before = {name: p.detach().clone() for name, p in model.state_dict().items()}
+_EVERY_MODULES_HOOKS = nn.modules.module._global_forward_hooks
+
+
+def _need_hooks_as_before(model: nn.Module, before: int, when: str) -> None:
+    left = _hooks(model) - before
+    if left > 0:
+        raise Mistake(f"the hook is still there {when}: keep its handle, handle.remove()")
+    if left < 0:
+        raise Mistake("a hook that somebody else had left is gone: remove your own handle alone")
+
+
+@exercise("Exercise 6.2: replace", passed="what a hook returns takes the output's place")
+def swap(function: Callable) -> None:
+    """`swap(model, module, x, edit)` -> the model's output with the edit made."""
+    for width, B, name in ((6, 5, "middle"), (4, 3, "first"), (5, 2, "last")):
+        _judge_swap(function, _Chain(width), name, _random(B, width, seed=9))
+    model = _Chain(4)
+    before = _hooks(model)
+
+    def fails(y: Tensor) -> Tensor:
+        raise ValueError("an edit that fails")
+
+    with earned(0.5):
+        with contextlib.suppress(Exception):
+            call(function, model, model.middle, _random(3, 4), fails)
+        _need_hooks_as_before(
+            model, before, "if the edit fails; try: ... finally: removes it in any case"
+        )
+
+
+def _judge_swap(function: Callable, model: _Chain, name: str, x_BD: Tensor) -> None:
+    module, before = getattr(model, name), _hooks(model)
+    weights = {name: p.detach().clone() for name, p in model.state_dict().items()}
 
     def edit(y: Tensor) -> Tensor:
-        return 0.3 * y + 1
+        return 0.3 * y * y + 1
 
-    inside = model.first(x_BD).tanh()
-    out = model.middle(inside)
-    right, clean = model.last(edit(out).tanh()), model(x_BD)
-    at_input = model.last(model.middle(edit(inside)).tanh())
-    value = call(function, model, model.middle, x_BD, edit)
-    _need_no_hook(model)
-    if any(not torch.equal(p, before[name]) for name, p in model.state_dict().items()):
+    def run(at: dict[str, Callable], into: dict[str, Callable] | None = None) -> Tensor:
+        """The model with functions at the outputs and inputs of its layers, without hooks."""
+        y = x_BD
+        for layer in ("first", "middle", "last"):
+            y = y if layer == "first" else y.tanh()
+            y = getattr(model, layer)((into or {}).get(layer, _same)(y))
+            y = at.get(layer, _same)(y)
+        return y
+
+    right, clean, seen = run({name: edit}), run({}), {}
+    run({name: lambda y: seen.setdefault("out", y)})
+    run({}, {name: lambda y: seen.setdefault("in", y)})
+    value = call(function, model, module, given := x_BD.clone(), edit)
+    _need_hooks_as_before(model, before, "afterwards")
+    if any(not torch.equal(p, weights[key]) for key, p in model.state_dict().items()):
         raise Mistake("the model's weights were changed: edit what passes, not the model")
+    unchanged(given, x_BD, "x")
     wrong = {
         "nothing has changed: does your hook return edit(output), and is it still there while "
         "the model runs?": clean,
         "the edit was made on the model's last output, not at the module": edit(clean),
-        "this edits what goes into the module; a forward hook returns what comes out": at_input,
-        "this is the edited output of the module; let the model run on to its end": edit(out),
+        "this edits what goes into the module; a forward hook returns what comes out": (
+            run({}, {name: edit})
+        ),
+        "this is the edited output of the module; let the model run on to its end": (
+            edit(seen["out"])
+        ),
         "the hook's second argument, the module's input, was edited; the output is the third": (
-            model.last(edit(inside).tanh())
+            run({name: lambda _: edit(seen["in"])})
         ),
-        _NOT_ITS_INPUT: edit(model.middle(x_BD)),
+        _NOT_ITS_INPUT: edit(module(x_BD)),
+        "the edit was made twice: was the hook registered twice?": (
+            run({name: lambda y: edit(edit(y))})
+        ),
+        "the edit was made at another module: use the argument `module`": (
+            run({"middle" if name != "middle" else "first": edit})
+        ),
     }
-    diagnose(value, right, wrong, "not what the model returns if edit(output) takes the place")
+    value = need(value, tuple(right.shape), "what the model returns")
+    diagnose(value, right, wrong, "not what the model returns if edit(output) takes the place. "
+             f"{differs(value, right)}")  # fmt: skip
 
 
-@exercise(
-    "Exercise 6.4",
-    passed="1 for a specialist, the number of registers for whoever is equally at home in all",
-)
-def spread(function: Callable) -> None:
-    """`spread(a_NS, register_N)` -> effective number of registers of each neuron, `[S]`."""
-    order_N = torch.randperm(80, generator=torch.Generator().manual_seed(1))
-    register_N = torch.tensor([0] * 40 + [1] * 8 + [2] * 20 + [3] * 12)[order_N]
-    a_NS = _random(80, 6, seed=3).relu() * (1 + torch.arange(6) * register_N[:, None])
-    a_NS[register_N == 2, 0] = 0  # a register in which it is silent: 0 log 0
-    mass_RS = torch.stack([a_NS[register_N == r].double().mean(0) for r in range(4)])
-    sums_RS = torch.stack([a_NS[register_N == r].double().sum(0) for r in range(4)])
-    fired_RS = torch.stack([(a_NS[register_N == r] > 0).double().mean(0) for r in range(4)])
-    value = as_tensor(call(function, a_NS, register_N), "the spread")
-    if value.isnan().any():
-        raise Mistake(
-            "one neuron is silent in one register, and 0 * log(0) is nan: use torch.special.xlogy. "
-            "(Or was a register counted that no token has? register_N.unique() lists them)"
+def _same(y: Tensor) -> Tensor:
+    return y
+
+
+class _Reader(nn.Module):
+    """A language model in miniature with the two calls of `LM` that patching needs.
+
+    Each block adds to every position something of those before it, so that order matters.
+    """
+
+    def __init__(self, n_blocks: int, V: int, D: int) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(61)
+        shapes = ((V, D), (n_blocks, D, D), (D, V))
+        self.table, self.blocks, self.unembed = (
+            nn.Parameter(torch.randn(shape, generator=draw), requires_grad=False)
+            for shape in shapes
         )
-    if value.shape == (4,):
-        raise Mistake("one number for each register; a spread is one number for each neuron")
-    need(value, (6,), "the spread")
+
+    @property
+    def sites(self) -> list[str]:
+        return [f"block.{b}:out" for b in range(len(self.blocks))]
+
+    def _run(self, tokens_BT: Tensor, edits: Mapping[str, Callable]) -> dict[str, Tensor]:
+        x_BTD, passed = self.table[tokens_BT], {}
+        positions_T = torch.arange(tokens_BT.shape[1])
+        for site, block_DD in zip(self.sites, self.blocks, strict=True):
+            before_BTD = x_BTD.cumsum(1) / (positions_T + 1)[:, None]
+            x_BTD = x_BTD + (before_BTD @ block_DD).tanh()
+            x_BTD = edits[site](x_BTD, positions_T) if site in edits else x_BTD
+            passed[site] = x_BTD.clone()
+        return passed | {"logits": x_BTD @ self.unembed}
+
+    def capture(self, tokens_BT: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
+        passed = self._run(tokens_BT, {})
+        return {site: passed[site] for site in sites}
+
+    def logits(self, tokens_BT: Tensor, edits: Mapping[str, Callable] | None = None) -> Tensor:
+        return self._run(tokens_BT, edits or {})["logits"]
+
+
+@exercise("Exercise 6.3: patching", passed="one vector at a time: now you see where a fact is")
+def patching(function: Callable) -> None:
+    """`patch_map(lm, donor_BT, into_BT, sites, measure)` -> `[L, T]`."""
+    for B, T, n_blocks, used in ((1, 5, 3, (0, 2)), (3, 4, 4, (1, 2, 3))):
+        lm, tokens_BT = _Reader(n_blocks, 11, 6), _some(11, 2 * B, T, seed=B)
+        sites = [lm.sites[i] for i in used]
+        word, other = int(tokens_BT[0, 1]), int(tokens_BT[0, 0])
+
+        def measure(logits_BTV: Tensor, word: int = word, other: int = other) -> float:
+            return float((logits_BTV[:, -1, word] - logits_BTV[:, -1, other]).mean())
+
+        _judge_patching(function, lm, tokens_BT[:B], tokens_BT[B:], sites, measure)
+
+
+def _judge_patching(
+    function: Callable,
+    lm: _Reader,
+    donor_BT: Tensor,
+    into_BT: Tensor,
+    sites: list[str],
+    measure: Callable,
+) -> None:
+    given = (donor_BT.clone(), into_BT.clone())
+    value = as_tensor(call(function, lm, *given, list(sites), measure), "the map")
+    for now, before, name in zip(given, (donor_BT, into_BT), ("donor_BT", "into_BT"), strict=True):
+        unchanged(now, before, name)
+    shape = (len(sites), donor_BT.shape[1])
+    if value.shape == shape[::-1]:
+        raise Mistake("sites are rows and positions columns; yours is turned: .T turns it back")
+    need(value, shape, "the map", "One number for each site (row) and each position (column).")
+
+    def mapped(donor_BT: Tensor, into_BT: Tensor, put: Callable) -> Tensor:
+        x = lm.capture(donor_BT, sites)
+        return torch.tensor(
+            [
+                [
+                    measure(lm.logits(into_BT, {s: lambda y, _, s=s, t=t: put(y, x[s], t)}))
+                    for t in range(shape[1])
+                ]
+                for s in sites
+            ]
+        ).double()
+
+    def one(y: Tensor, x: Tensor, t: int) -> Tensor:
+        return torch.where((torch.arange(shape[1]) == t)[:, None], x, y)
+
+    right = mapped(donor_BT, into_BT, one)
+    clean = measure(lm.logits(into_BT))
     wrong = {
-        "this is the entropy; its exp is a number of registers": _number(mass_RS).log(),
-        "the minus is missing: entropy is -sum p log p": 1 / _number(mass_RS),
-        "sums over tokens: a common register then weighs more. Take means": _number(sums_RS),
-        "this counts firings; weigh each by how strong it is": _number(fired_RS),
-        "this counts the registers in which it fires at all; a trace should count little": (
-            (mass_RS > 0).double().sum(0)
+        "nothing has changed anywhere: does the edit return what it has made, and is it the "
+        "donor's vector that it puts in?": torch.full(shape, clean).double(),
+        "the wrong way round: capture the donor, and run on into_BT": (
+            mapped(into_BT, donor_BT, one)
         ),
-        "the shares of each *neuron* should add up to 1 over the registers": _number(
-            mass_RS / mass_RS.sum(1, keepdim=True), normalised=True
+        "all positions were exchanged at once; one at a time: y_BTD[:, t] = ...": (
+            mapped(donor_BT, into_BT, lambda y, x, t: x)
+        ),
+        "all positions up to t were exchanged; only t: y_BTD[:, t], without a colon after t": (
+            mapped(donor_BT, into_BT, lambda y, x, t: torch.cat([x[:, :t], y[:, t:]], 1))
+        ),
+        "the donor's vector was added; it takes the other's place": (
+            mapped(donor_BT, into_BT, lambda y, x, t: y + one(torch.zeros_like(y), x, t))
+        ),
+        "every column is the last position's: an edit that is made in a loop and run later sees "
+        "t as it is then. Run it at once, or write def edit(x_BTD, positions_T, t=t)": (
+            mapped(donor_BT, into_BT, lambda y, x, t: one(y, x, shape[1] - 1))
+        ),
+        "this is the change; return what `measure` says itself": right - clean,
+        "exchanged positions stay exchanged: clone x_BTD, and set one position of the clone": (
+            mapped(donor_BT, into_BT, lambda y, x, t: torch.cat([x[:, : t + 1], y[:, t + 1 :]], 1))
         ),
     }
-    expected = "expected exp(-sum over registers of p log p), p: shares of the mean activations"
-    diagnose(value, _number(mass_RS), wrong, expected)
-
-
-def _number(mass_RS: Tensor, *, normalised: bool = False) -> Tensor:
-    p_RS = mass_RS if normalised else mass_RS / mass_RS.sum(0)
-    return (-torch.special.xlogy(p_RS, p_RS).sum(0)).exp()
+    diagnose(value, right, wrong, "not what `measure` says after one vector was exchanged. "
+             f"{differs(value, right)}", rtol=1e-3, atol=1e-4)  # fmt: skip
 
 
 @exercise(
-    "Exercise 6.5",
+    "Exercise 6.4: the search",
     passed="a chain is as strong as its weakest link: the smallest share decides",
 )
 def search(function: Callable) -> None:
-    """`answers_to_all(share_SR, wanted)` -> the neuron with the largest smallest wanted share."""
-    share_SR = torch.tensor(
-        [[0.22, 0.02, 0.03, 0.03, 0.3, 0.4]] * 4  # 0 to 3: nobody that anyone looks for
-        + [
-            [0.15, 0.14, 0.12, 0.13, 0.01, 0.45],  # 4: the one
-            [0.47, 0.40, 0.01, 0.02, 0.05, 0.05],  # 5: largest sum over the wanted
-            [0.60, 0.01, 0.01, 0.01, 0.19, 0.18],  # 6: largest single share
-            [0.10, 0.09, 0.11, 0.10, 0.30, 0.30],  # 7: largest smallest share over all registers
-            [0.30, 0.20, 0.00, 0.10, 0.20, 0.20],  # 8: smallest smallest share
-        ]
-    )
-    value = need(call(function, share_SR, [0, 1, 2, 3]), (), "the answer", "One neuron's number.")
-    if float(value) in range(4):
-        raise Mistake("columns are registers: share_SR[:, wanted]; .min(dim=1) keeps the neurons")
+    """`answers_to_all(a_NS, register_N, wanted)` -> the neuron with the largest smallest share."""
+    share_SR = torch.tensor(_SHARES)
+    loud_S = torch.ones(len(share_SR))
+    loud_S[9] = 20.0
+    _judge_search(function, share_SR, loud_S, (10, 40, 40, 40, 20, 60), [0, 1, 2, 3])
+    rows = [3, 4, 5, 6, 0, 7, 8, 9, 10]
+    other_SR = torch.cat([share_SR[rows].flip(1), torch.full((len(rows), 1), 0.02)], 1)
+    loud_S = loud_S[rows]
+    loud_S[0] = 0.0  # in the second case one neuron never fires
+    counts = (30, 12, 25, 9, 40, 17, 8)
+    _judge_search(function, other_SR, loud_S, counts, [4, 2, 3], before=4)
+
+
+_SHARES = [[0.22, 0.02, 0.03, 0.03, 0.3, 0.4]] * 4 + [  # 0 to 3: nobody that anyone looks for
+    [0.15, 0.14, 0.12, 0.13, 0.01, 0.45],  # 4: the one
+    [0.47, 0.40, 0.01, 0.02, 0.05, 0.05],  # 5: largest sum over the wanted
+    [0.60, 0.01, 0.01, 0.01, 0.19, 0.18],  # 6: largest single share
+    [0.10, 0.09, 0.11, 0.10, 0.30, 0.30],  # 7: largest smallest share over all registers
+    [0.30, 0.20, 0.00, 0.10, 0.20, 0.20],  # 8: smallest smallest share
+    [0.08, 0.30, 0.30, 0.20, 0.06, 0.06],  # 9: so loud that its smallest mass is the largest
+    [0.30, 0.08, 0.08, 0.08, 0.16, 0.30],  # 10: by sums, the common registers count for more
+]
+
+
+def _judge_search(
+    function: Callable,
+    share_SR: Tensor,
+    loud_S: Tensor,
+    count_R: tuple[int, ...],
+    wanted: list[int],
+    before: int | None = None,
+) -> None:
+    register_N = torch.arange(len(count_R)).repeat_interleave(torch.tensor(count_R))
+    noise_NS = 0.2 + _random(len(register_N), len(share_SR), seed=64).abs()
+    for r in range(len(count_R)):  # so that means are exactly the shares, times the loudness
+        noise_NS[register_N == r] /= noise_NS[register_N == r].mean(0)
+    order_N = torch.randperm(len(register_N), generator=torch.Generator().manual_seed(65))
+    a_NS = (noise_NS * share_SR.T[register_N] * loud_S)[order_N]
+    register_N = register_N[order_N]
+    answer = as_tensor(call(function, given := a_NS.clone(), register_N.clone(), [*wanted]), "it")
+    unchanged(given, a_NS, "a_NS")
+    answer = need(answer.squeeze() if answer.numel() == 1 else answer, (), "the answer",
+                  "One neuron's number.")  # fmt: skip
+    mass_RS = share_SR.T * loud_S
+    sums_RS = mass_RS * torch.tensor(count_R)[:, None]
+    share_RS, sum_share_RS = (m / m.sum(0).clamp(min=1e-9) for m in (mass_RS, sums_RS))
+    right = int(share_RS[wanted].amin(0).argmax())
+    value = float(answer)
+    if value != int(value) if math.isfinite(value) else True:
+        raise Mistake("this is a share; the neuron's number is asked for: argmax")
+    if value == before:
+        raise Mistake(
+            f"neuron {before} again, although activations and wanted registers are others: use "
+            "the arguments `a_NS`, `register_N` and `wanted`"
+        )
+    if loud_S[min(max(int(value), 0), len(loud_S) - 1)] == 0:
+        raise Mistake(
+            f"neuron {value:g} never fires: its shares are 0 / 0, which is nan, and argmax takes "
+            "nan for the largest. Divide by the sum, but by no less than 1e-9: .clamp(min=1e-9)"
+        )
     wrong = {
+        "sums over tokens: a common register then weighs more. Take means": (
+            sum_share_RS[wanted].amin(0).argmax()
+        ),
+        "that one is loud everywhere: divide its mass by the sum over the registers": (
+            mass_RS[wanted].amin(0).argmax()
+        ),
+        "you looked at all registers; only the wanted ones count": share_RS.amin(0).argmax(),
+        "the wanted registers only were counted as its whole; shares are of all registers": (
+            (mass_RS[wanted] / mass_RS[wanted].sum(0)).amin(0).argmax()
+        ),
         "its sum over the wanted registers is large, but two of them do it all: the smallest "
-        "share counts": 5,
-        "that neuron answers to one of them only: you took the largest share": 6,
-        "you looked at all registers; only the wanted ones count: share_SR[:, wanted]": 7,
-        "that one's smallest share is the smallest of all: argmax, not argmin": 8,
-        "this is a share; the neuron's number is asked for: argmax": 0.12,
+        "share counts": share_RS[wanted].sum(0).argmax(),
+        "that neuron answers to one of them only: you took the largest share": (
+            share_RS[wanted].amax(0).argmax()
+        ),
+        "that one's smallest share is the smallest of all: argmax, not argmin": (
+            share_RS[wanted].amin(0).argmin()
+        ),
     }
-    diagnose(value, 4, wrong, "expected the neuron whose smallest wanted share is largest")
-    if int(need(call(function, share_SR.flip(1), [2, 3, 4, 5]), (), "the answer")) != 4:
-        raise Mistake("with other wanted registers it is wrong: use the argument `wanted`")
-
-
-TERMS = ("superposition", "polysemanticity", "both", "neither")
-_CLAIMS = {
-    "A": ("polysemanticity", "two neurons for two concepts: there is no crowd, only mixed neurons"),
-    "B": ("both", "3 concepts in 2 dimensions is a crowd, and the neurons have to share them"),
-    "C": ("neither", "one neuron for each concept, and as many dimensions as concepts"),
-    "D": ("superposition", "more concepts than dimensions; about single neurons it says nothing"),
-}
-
-
-@exercise(
-    "Exercise 6.6",
-    passed="polysemanticity is about a neuron; superposition is about how many there are",
-)
-def terms(answers: Any) -> None:
-    """`answers`: letter -> one of `TERMS`."""
-    if not isinstance(answers, Mapping):
-        raise Mistake(f"this needs a dictionary, but it is a {type(answers).__name__}")
-    answers = {str(letter).strip().upper(): answer for letter, answer in answers.items()}
-    if all(answers.get(letter, ...) is ... for letter in _CLAIMS):
-        raise NotImplementedError
-    each_earns(_judge_claim, [(letter, answers.get(letter, "no answer")) for letter in _CLAIMS])
-
-
-def _judge_claim(letter: str, answer: Any) -> None:
-    right, reason = _CLAIMS[letter]
-    answer = str(answer).strip().lower()
-    if answer not in TERMS:
-        raise Mistake(f"{letter}: {answer!r} is none of {', '.join(TERMS)}")
-    if answer != right:
-        raise Mistake(f"{letter} is something else: {reason}")
+    diagnose(answer, right, wrong, "not the neuron whose smallest wanted share is largest: "
+             f"expected number {right}, came {value:g}")  # fmt: skip

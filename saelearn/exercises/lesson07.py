@@ -14,6 +14,8 @@ from torch import Tensor
 
 from saelearn.exercises import Mistake, Verdict, as_tensor, call, close, diagnose, exercise, guesses
 from saelearn.exercises import need_shape as need
+from saelearn.exercises.trainable import unchanged
+from saelearn.sae import SAE
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -44,14 +46,19 @@ def predicted_survival(guess: Any, trained: float, untrained: float) -> Verdict:
 
 
 @exercise(
-    "Exercise 7.1",
+    "Exercise 7.1: rows",
     passed="one row a token, documents one after another, without the opening token",
 )
 def rows(to_rows: Callable) -> None:
     """`to_rows(x_BTD)` -> `x_ND` without position 0."""
-    B, T, D = 3, 5, 4
-    x_BTD = torch.arange(B * T * D, dtype=torch.float32).reshape(B, T, D)
-    x_ND = as_tensor(call(to_rows, x_BTD), "the result")
+    for B, T, D in ((3, 5, 4), (2, 4, 6)):
+        _judge_rows(to_rows, torch.arange(float(B * T * D)).reshape(B, T, D))
+
+
+def _judge_rows(to_rows: Callable, x_BTD: Tensor) -> None:
+    B, T, D = x_BTD.shape
+    x_ND = as_tensor(call(to_rows, given := x_BTD.clone()), "the result")
+    unchanged(given, x_BTD, "x_BTD")
     _judge_row_shape(tuple(x_ND.shape), B, T, D)
     wrong = {
         "the last position was left out instead of the first: x_BTD[:, 1:]": x_BTD[:, :-1],
@@ -88,18 +95,26 @@ def _judge_row_shape(shape: tuple[int, ...], B: int, T: int, D: int) -> None:
 
 
 @exercise(
-    "Exercise 7.2",
+    "Exercise 7.2: the scale",
     passed="one scalar brings every model's activations to one size, so that one coefficient fits",
 )
 def scale(scale_of: Callable) -> None:
     """`scale_of(x_ND)` -> the scalar after which the mean squared norm is D."""
-    length_N1 = _random(400, 1).exp()  # rows of different lengths, off centre
-    x_ND = 3.0 * length_N1 * _random(400, 16, seed=1) + torch.linspace(-2, 6, 16)
+    for N, D, seed in ((400, 16, 0), (300, 9, 5)):
+        length_N1 = _random(N, 1, seed=seed).exp()  # rows of different lengths, off centre
+        offset_D = torch.linspace(-2, 6, D)
+        _judge_scale(scale_of, 3.0 * length_N1 * _random(N, D, seed=seed + 1) + offset_D)
+
+
+def _judge_scale(scale_of: Callable, x_ND: Tensor) -> None:
+    D = x_ND.shape[1]
     square_N = x_ND.double().square().sum(1)
-    right = math.sqrt(16 / float(square_N.mean()))
+    right = math.sqrt(D / float(square_N.mean()))
+    value = _number(call(scale_of, given := x_ND.clone()), "the scale")
+    unchanged(given, x_ND, "x_ND")
     spread = (x_ND - x_ND.mean(0)).double().square().sum(1).mean()
     diagnose(
-        _number(call(scale_of, x_ND), "the scale"),
+        value,
         right,
         {
             "the square root is missing: the norm grows with the scale, its square with the "
@@ -107,12 +122,14 @@ def scale(scale_of: Callable) -> None:
             "upside down: this is the size as it is; the scale is what brings it to sqrt(D)": (
                 1 / right
             ),
-            "this brings the mean squared norm to 1; here it should become D": right / 4,
+            "this brings the mean squared norm to 1; here it should become D": (
+                right / math.sqrt(D)
+            ),
             "this brings the mean *norm* to sqrt(D); square first, then average": (
-                4 / float(square_N.sqrt().mean())
+                math.sqrt(D) / float(square_N.sqrt().mean())
             ),
             "the mean was subtracted first: the convention scales the activations as they are": (
-                math.sqrt(16 / float(spread))
+                math.sqrt(D / float(spread))
             ),
             "the standard deviation leaves out the mean: the convention scales the activations "
             "as they are": 1 / float(x_ND.double().std()),
@@ -123,52 +140,131 @@ def scale(scale_of: Callable) -> None:
 
 
 @exercise(
-    "Exercise 7.3",
-    passed="sums over D and over F, means over B: a coefficient that serves any width and batch",
+    "Exercise 7.3: resampling",
+    passed="a new start where the error is large, and a quiet one: 0.2 of the living",
 )
-def loss(l1_loss: Callable) -> None:
-    """`l1_loss(x_BD, x_hat_BD, f_BF, l1_coefficient)` -> one number."""
-    x_BD, x_hat_BD, f_BF = _random(6, 5), _random(6, 5, seed=1), _random(6, 7, seed=2).relu()
-    result = call(l1_loss, x_BD, x_hat_BD.requires_grad_(), f_BF, 0.7)
-    value = _number(result, "the loss")
-    square_BD = (x_BD - x_hat_BD).square().detach()
-    error, price = square_BD.sum(1).mean(), 0.7 * f_BF.sum(1).mean()
-    mean_error = square_BD.mean()
-    wrong = {
-        "the squared error is still averaged over D: mse_loss divides by D, too": mean_error
-        + price,
-        "the error is summed over the batch now: sum over D, mean over B": square_BD.sum() + price,
-        "the trade-off is right, but the whole loss is D times smaller: sum the error over D, and "
-        "leave the penalty as it was": mean_error + price / 5,
-        "the penalty was right: the sum over F, then the mean over B": error + 0.7 * f_BF.sum(),
-        "the penalty is divided by the number of features too: sum over F, mean over B": (
-            error + 0.7 * f_BF.mean()
-        ),
-        "both are means over everything: sum over D and F": mean_error + 0.7 * f_BF.mean(),
-        "both terms are sums over the batch now: then the loss, and with it the size of a step, "
-        "depends on the batch. Take means": 6 * (error + price),
-        "the penalty is gone": error,
-        "the coefficient is missing": error + price / 0.7,
-        "the lengths are not squared: the error is the sum of squares": (
-            square_BD.sum(1).sqrt().mean() + price
-        ),
-        "that is L2, the length of f; L1 is the sum of the absolute values": (
-            error + 0.7 * f_BF.norm(dim=1).mean()
-        ),
-        "counting active features has no gradient: L1 sums their values": (
-            error + 0.7 * (f_BF > 0).double().sum(1).mean()
-        ),
+def revive(function: Callable) -> None:
+    """`revive(sae, dead_F, x_BD, generator)` changes `sae` in place and returns it."""
+    for D, F, n_dead, seed in ((6, 40, 30, 0), (9, 420, 400, 1)):
+        _judge_revival(function, _asleep(D, F, seed), torch.arange(F) % F < n_dead, seed)
+
+
+def _asleep(D: int, F: int, seed: int) -> SAE:
+    """An SAE in which nothing fires, so that its output is b_dec and its error known."""
+    sae = SAE(D, F, seed=seed)
+    with torch.no_grad():
+        sae.W_dec *= torch.linspace(0.5, 3, F)[:, None]
+        sae.W_enc *= torch.linspace(2, 0.3, F)
+        sae.b_dec += _random(D, seed=seed + 2)
+        sae.b_enc.fill_(-1e3)
+    return sae
+
+
+def _judge_revival(function: Callable, sae: SAE, dead_F: Tensor, seed: int) -> None:
+    F, D = sae.W_dec.shape
+    before = {name: p.detach().clone() for name, p in sae.named_parameters()}
+    parameters = {name: id(p) for name, p in sae.named_parameters()}
+    direction_BD = _random(60, D, seed=seed + 3)
+    direction_BD /= direction_BD.norm(dim=1, keepdim=True)
+    bad_B = torch.arange(60) % 2 == 0  # their squared error is three times the others'
+    x_BD = direction_BD * torch.where(bad_B, 3.0**0.5, 1.0)[:, None] + before["b_dec"]
+    given = x_BD.clone(), dead_F.clone()
+    returned = call(function, sae, given[1], given[0], torch.Generator().manual_seed(seed))
+    del returned
+    unchanged(given[0], x_BD, "x_BD")
+    after = dict(sae.named_parameters())
+    if {name: id(p) for name, p in after.items()} != parameters:
+        raise Mistake("a parameter was replaced by another tensor, which Adam does not know: write "
+                      "into it, sae.W_dec[dead_F] = ...")  # fmt: skip
+    after = {name: p.detach() for name, p in after.items()}
+    if all(torch.equal(after[name], before[name]) for name in after):
+        raise Mistake("nothing has changed: write into the parameters of `sae`, under no_grad")
+    _judge_the_living(before, after, dead_F)
+    drawn_I = _judge_directions(before, after, dead_F, direction_BD, x_BD)
+    _judge_lengths(before, after, dead_F)
+    if int(dead_F.sum()) >= 400:
+        _judge_draws(bad_B[drawn_I].double().mean(), len(drawn_I.unique()))
+        twin = _asleep(D, F, seed)
+        call(function, twin, dead_F.clone(), x_BD.clone(), torch.Generator().manual_seed(seed))
+        if not torch.equal(twin.W_dec, sae.W_dec):
+            raise Mistake("the same generator drew something else: hand `generator` to multinomial")
+
+
+def _judge_the_living(before: dict, after: dict, dead_F: Tensor) -> None:
+    changed = {
+        "W_enc": before["W_enc"][:, ~dead_F].ne(after["W_enc"][:, ~dead_F]),
+        "b_enc": before["b_enc"][~dead_F].ne(after["b_enc"][~dead_F]),
+        "W_dec": before["W_dec"][~dead_F].ne(after["W_dec"][~dead_F]),
+        "b_dec": before["b_dec"].ne(after["b_dec"]),
     }
-    expected = (
-        "expected the mean over B of the summed squared error, plus l1_coefficient times that"
+    for name, changed_ in changed.items():
+        if changed_.any():
+            raise Mistake(f"{name} of features that are alive has changed: only dead ones start")
+    if after["b_enc"][dead_F].any():
+        raise Mistake("b_enc of the dead still keeps them silent: set it to 0")
+
+
+def _judge_directions(
+    before: dict, after: dict, dead_F: Tensor, direction_BD: Tensor, x_BD: Tensor
+) -> Tensor:
+    """Which row each dead feature was given."""
+    rows_ID = after["W_dec"][dead_F]
+    cosine_IB = torch.nn.functional.normalize(rows_ID, dim=1) @ direction_BD.T
+    if (cosine_IB.amax(1) < 0.999).any():
+        raw_BD = torch.nn.functional.normalize(x_BD, dim=1)
+        raw_IB = torch.nn.functional.normalize(rows_ID, dim=1) @ raw_BD.T
+        if (raw_IB.amax(1) > 0.999).all():
+            raise Mistake("the rows of W_dec point at x; the decoder starts from b_dec: x - b_dec")
+        if ((-cosine_IB).amax(1) > 0.999).all():
+            raise Mistake("the rows of W_dec point away from the badly reconstructed x: the sign")
+        raise Mistake("a new row of W_dec should point along x - b_dec of one row that was drawn")
+    columns_DI = torch.nn.functional.normalize(after["W_enc"][:, dead_F], dim=0)
+    if ((columns_DI.T * rows_ID).sum(1) < 0.999 * rows_ID.norm(dim=1)).any():
+        raise Mistake("the columns of W_enc should point where the new rows of W_dec point")
+    return cosine_IB.argmax(1)
+
+
+def _judge_lengths(before: dict, after: dict, dead_F: Tensor) -> None:
+    rows_I = after["W_dec"][dead_F].norm(dim=1)
+    living = before["W_dec"][~dead_F].norm(dim=1).mean()
+    if not close(rows_I, living.expand_as(rows_I), rtol=1e-3):
+        raise Mistake(f"the new rows of W_dec should be as long as the living ones are on average, "
+                      f"{living:.3g}; the first is {rows_I[0]:.3g} long")  # fmt: skip
+    columns_I, length_F = after["W_enc"][:, dead_F].norm(dim=0), before["W_enc"].norm(dim=0)
+    diagnose(
+        columns_I,
+        (0.2 * length_F[~dead_F].mean()).expand_as(columns_I),
+        {
+            "the factor 0.2 is missing: a loud newcomer would fire everywhere": (
+                length_F[~dead_F].mean().expand_as(columns_I)
+            ),
+            "the mean length is that of the *living* columns of W_enc": (
+                (0.2 * length_F.mean()).expand_as(columns_I)
+            ),
+            "the columns of W_enc have length 0.2: it should be 0.2 times the living ones' mean": (
+                torch.full_like(columns_I, 0.2)
+            ),
+        },
+        "the new columns of W_enc should be 0.2 times as long as the living ones are on average, "
+        f"{0.2 * length_F[~dead_F].mean():.3g}; the first is {columns_I[0]:.3g} long",
+        rtol=1e-3,
     )
-    diagnose(value, error + price, wrong, f"{expected} of the summed features")
-    if not getattr(result, "requires_grad", False):
-        raise Mistake("the value is right, but no gradient flows: leave out float() or .item()")
+
+
+def _judge_draws(share: Tensor, different: int) -> None:
+    """Of rows with three times the squared error, 0.9 are expected (9 : 1)."""
+    if different < 10:
+        raise Mistake("all newcomers start at the same few rows; draw for each feature anew")
+    if share > 0.96:
+        raise Mistake("only the worst rows are taken; draw, so that others have a chance")
+    if share < 0.6:
+        raise Mistake("rows are drawn alike, whatever their error: weigh them by it")
+    if share < 0.83:
+        raise Mistake("the weight is the squared error; it should be its square once more")
 
 
 @exercise(
-    "Exercise 7.4",
+    "Exercise 7.4: loss recovered",
     passed="1 is the model's own loss, 0 is as bad as the ablation; say which ablation it was",
 )
 def recovered(loss_recovered: Callable) -> None:
@@ -203,7 +299,7 @@ def recovered(loss_recovered: Callable) -> None:
 
 
 @exercise(
-    "Exercise 7.5",
+    "Exercise 7.5: bug hunt",
     passed="the mean vector is what nothing but b_dec could do, and no change of scale moves it",
 )
 def explained(explained_variance: Callable) -> None:
@@ -261,7 +357,7 @@ def _mistaken_variances(x_ND: Tensor, x_hat_ND: Tensor) -> dict[str, Tensor]:
 
 
 @exercise(
-    "Exercise 7.6",
+    "Exercise 7.6: memory",
     passed="four numbers for each weight, and a buffer: known before anything is spent",
 )
 def memory(training_bytes: Callable) -> None:

@@ -48,7 +48,7 @@ def pipelines() -> Figure:
     _column(axes[0], "Training: the SAE learns, the model only reads", shared + training)
     _column(axes[1], "Use: both are frozen", shared + use)
     _arrow(axes[0], (0.8, -5.0), (0.8, -4.0), style.STEERED, rad=0.9)
-    axes[0].text(0.99, -4.5, "Adam\nturns W, b", color=style.STEERED, va="center", ha="left")
+    axes[0].text(0.99, -4.5, "Adam\nturns W, b", color=style.DATA, va="center", ha="left")
     axes[1].annotate(
         "read it, or edit it",
         (0.8, -3),
@@ -177,7 +177,7 @@ def bars(
 def frontier(
     l0_K: Sequence[float],
     explained_K: Sequence[float],
-    recovered: Mapping[str, Sequence[float]],
+    missing: Mapping[str, Sequence[float]],
     *,
     pca: tuple[Sequence[float], Sequence[float]],
     others: Mapping[str, tuple[float, float]],
@@ -186,7 +186,7 @@ def frontier(
 
     Args:
         l0_K, explained_K: of each SAE.
-        recovered: name of the ablation -> loss recovered `[K]`.
+        missing: name of the bottom -> 1 - loss recovered `[K]`, drawn on a log axis.
         pca: number of components and the variance they explain.
         others: name -> (L0, explained variance) of single SAEs, as controls.
     """
@@ -202,11 +202,11 @@ def frontier(
         _label(left, name, place, (8, -32), style.CONTROL)
     left.set(ylabel="explained variance (0 to 1)", ylim=(min(0.0, *explained_K), 1.08))
     for (name, share_K), colour in zip(
-        recovered.items(), (style.RECONSTRUCTION, style.ACCENT), strict=True
+        missing.items(), (style.RECONSTRUCTION, style.ACCENT, style.DATA), strict=True
     ):
-        right.plot(l0_K, share_K, "o-", color=colour)
-        _label(right, name, (l0_K[-1], share_K[-1]), (26, -4), colour)
-    right.set(ylabel="loss recovered (0 to 1)")
+        right.plot(l0_K, share_K, "o-", color=colour, label=name)
+    right.set(ylabel="1 − loss recovered (log scale)", yscale="log")
+    right.legend(title="bottom")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="L0, active features (log scale)")
         axis.xaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50]))

@@ -1,6 +1,6 @@
 """Pictures of the inside of a language model: tokens, stream, neurons. Lesson 06.
 
-Shapes: T positions, L sites, S neurons or other units, R registers. Arrays in, figure (or a table
+Shapes: T positions, L sites, S neurons, C concepts. Arrays in, figure (or a table
 in HTML) out.
 """
 
@@ -19,6 +19,7 @@ from saelearn.style import (
     ACCENT,
     CONTROL,
     DATA,
+    DIVERGING,
     FEATURE,
     RECONSTRUCTION,
     SEQUENTIAL,
@@ -51,11 +52,11 @@ def next_words(guesses: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
 
 def surprises(words: Sequence[str], model_T: ArrayLike, rules_T: ArrayLike) -> Figure:
     """Nats of each word: bars for the model, ticks for somebody who knows the rules."""
-    fig, ax = plt.subplots(figsize=(9.2, 3.4))
+    fig, ax = plt.subplots(figsize=(9.6, 4.0))
     at = np.arange(len(words))
     ax.bar(at, np.asarray(model_T), color=RECONSTRUCTION, width=0.8, label="the model")
     ax.plot(at, np.asarray(rules_T), "_", color=STEERED, ms=9, mew=2.5, label="who knows the rules")
-    ax.set_xticks(at, words, rotation=90, fontsize=8)
+    ax.set_xticks(at, words, rotation=90, fontsize=10)
     ax.set(ylabel="surprise (nats)", xlim=(-0.8, len(words) - 0.2))
     ax.legend(loc="upper left", ncol=2, bbox_to_anchor=(0, 1.14))
     return fig
@@ -63,7 +64,7 @@ def surprises(words: Sequence[str], model_T: ArrayLike, rules_T: ArrayLike) -> F
 
 def stream(n_words: int, d: int, d_mlp: int, n_blocks: int) -> Figure:
     """The residual stream from left to right: what reads it, what adds to it, how wide all is."""
-    fig, ax = plt.subplots(figsize=(9.4, 3.5))
+    fig, ax = plt.subplots(figsize=(9.6, 4.2))
     end = 2.8 * n_blocks + 1.5
     ax.annotate("", (end, 0), (0.9, 0), arrowprops={"arrowstyle": "-|>", "lw": 7, "color": DATA})
     _box(ax, 0.1, 0, f"embedding\n{n_words} → {d}", CONTROL, width=1.5)
@@ -71,8 +72,8 @@ def stream(n_words: int, d: int, d_mlp: int, n_blocks: int) -> Figure:
     for block in range(n_blocks):
         left = 1.5 + 2.8 * block
         ax.text(left + 0.98, -0.95, f"block {block}", ha="center", color="#555555")
-        ax.text(left + 2.3, -0.42, f"{d} wide", ha="center", color=DATA, fontsize=8)
-        attention, mlp = f"attention\n{d} → {d}", f"MLP\n{d} → {d_mlp} → {d}"
+        ax.text(left + 2.3, -0.42, f"{d} wide", ha="center", color=DATA, fontsize=9)
+        attention, mlp = f"attention\n{d} → {d}", f"MLP\n{d} → {d_mlp}\n→ {d}"
         for x, label, colour in ((left, attention, ACCENT), (left + 1.3, mlp, FEATURE)):
             _branch(ax, x, label, colour)
     ax.text(1.3, 2.0, "attention: from earlier positions, too", color=ACCENT)
@@ -97,79 +98,70 @@ def _box(ax: Axes, x: float, y: float, label: str, colour: str, *, width: float)
         lw=1.6, zorder=4,
     )  # fmt: skip
     ax.add_patch(shape)
-    size = 8.5 if width > 1.3 else 7
+    size = 9.5 if width > 1.3 else 8.5
     ax.text(x, y, label, ha="center", va="center", color=colour, zorder=6, fontsize=size)
 
 
 def travels(words: Sequence[str], change_LT: ArrayLike, sites: Sequence[str]) -> Figure:
     """How much of the stream changes, site by site and word by word, as shares of its length."""
     change_LT = np.asarray(change_LT)
-    fig, ax = plt.subplots(figsize=(9.0, 2.7))
+    fig, ax = plt.subplots(figsize=(9.6, 3.0))
     image = ax.imshow(change_LT, cmap=SEQUENTIAL, vmin=0, aspect="auto")
-    ax.set_xticks(range(len(words)), words, rotation=45, ha="right")
-    ax.set_yticks(range(len(sites)), sites)
-    ax.invert_yaxis()
-    for row, column in zip(*np.nonzero(change_LT >= 0.005), strict=True):
-        value = change_LT[row, column]
-        shade = "black" if value > 0.6 * change_LT.max() else "white"
-        ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=shade, fontsize=8)
+    dark = 0.6 * change_LT.max()
+    shades = np.where(change_LT > dark, "black", "white")
+    _grid(ax, words, sites, change_LT, shades, shown=change_LT >= 0.005)
     fig.colorbar(image, label="change (share of length)")
     return fig
 
 
-def pieces(length: Mapping[str, float], cost: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Left, the mean length of each piece of the stream; right, what the loss gains without it.
-
-    Args:
-        length: piece -> mean length.
-        cost: name of the ablation -> piece -> added loss; the first is drawn as bars.
-    """
-    fig, axes = plt.subplots(1, 2, figsize=(8.8, 3.0), sharey=True)
-    rows = range(len(length))
-    axes[0].barh(rows, length.values(), color=CONTROL)
-    axes[0].set_yticks(rows, length)
-    axes[0].set(xlabel="mean length of what it writes", title="how much it writes")
-    (bars, bar), (dots, dot) = cost.items()
-    axes[1].barh(rows, bar.values(), color=STEERED, label=bars)
-    for row, name in enumerate(bar):
-        beyond = max(bar[name], dot[name])
-        axes[1].annotate(f"{bar[name]:.2f}", (beyond, row), (8, 0), textcoords="offset points",
-                         va="center", color=STEERED, fontsize=9)  # fmt: skip
-    axes[1].margins(x=0.12)
-    axes[1].plot(dot.values(), rows, "D", color=DATA, label=dots, clip_on=False)
-    axes[1].set(xlabel="added loss (nats per token)", title="what is lost without it")
-    axes[1].legend(loc="lower right")
-    axes[0].invert_yaxis()
+def patches(words: Sequence[str], measured_LT: ArrayLike, sites: Sequence[str]) -> Figure:
+    """A difference of two logits after a patch at each site and word; the colours' middle is 0."""
+    measured_LT = np.asarray(measured_LT)
+    top = np.abs(measured_LT).max()
+    fig, ax = plt.subplots(figsize=(9.6, 3.0))
+    image = ax.imshow(measured_LT, cmap=DIVERGING, vmin=-top, vmax=top, aspect="auto")
+    shades = np.where(np.abs(measured_LT) > 0.6 * top, "white", "black")
+    _grid(ax, words, sites, measured_LT, shades, shown=np.ones_like(measured_LT, bool))
+    fig.colorbar(image, label="logit happy − logit sad")
     return fig
 
 
-class Lens:
-    """The likeliest next word, were the model to stop at each site; shaded by the right word's p.
+def _grid(ax: Axes, words, sites, values_LT, shades_LT, *, shown) -> None:
+    ax.set_xticks(range(len(words)), words, rotation=45, ha="right", fontsize=10)
+    ax.set_yticks(range(len(sites)), sites, fontsize=10)
+    ax.invert_yaxis()
+    for row, column in zip(*np.nonzero(shown), strict=True):
+        text, shade = f"{values_LT[row, column]:.1f}", shades_LT[row, column]
+        text = f"{values_LT[row, column]:.2f}" if np.abs(values_LT).max() < 2 else text
+        ax.text(column, row, text, ha="center", va="center", color=shade, fontsize=9)
+
+
+def attention(
+    words: Sequence[str], looks_TT: ArrayLike, left: Mapping[str, float], *, whole: float
+) -> Figure:
+    """Left, where one head looks from each word; right, what is left of an effect without a head.
 
     Args:
-        words: of the text, `[T]`.
-        rows: site -> for each position (likeliest next word, probability of the right one).
+        words: `[T]`.
+        looks_TT: share of attention that a word (row) gives to an earlier one (column).
+        left: head -> the effect with this head silent.
+        whole: the effect with all of them, drawn as a line.
     """
-
-    def __init__(self, words: Sequence[str], rows: Mapping[str, Sequence[tuple[str, float]]]):
-        self._words, self._rows = list(words), dict(rows)
-
-    def _repr_html_(self) -> str:
-        cell = "<td style='text-align:center;padding:2px 4px;background:rgba(0,114,178,{:.2f})'>{}"
-        head = "".join(f"<th style='text-align:center'>{html.escape(w)}</th>" for w in self._words)
-        body = ""
-        for name, pairs in reversed(self._rows.items()):
-            cells = (cell.format(0.5 * round(4 * p) / 4, html.escape(w)) for w, p in pairs)
-            body += f"{TABLE_ROW}<th style='text-align:right'>{name}</th>{''.join(cells)}</tr>"
-        return (
-            "<table style='background:#ffffff;color:#222222;font-size:85%'>"
-            f"{body}{TABLE_ROW}<th style='text-align:right'>it has just read</th>{head}</tr>"
-            "</table>"
-        )
-
-    def __repr__(self) -> str:
-        rows = [f"{name}: {' '.join(w for w, _ in pairs)}" for name, pairs in self._rows.items()]
-        return "\n".join([f"it has just read: {' '.join(self._words)}", *rows])
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 4.3), gridspec_kw={"width_ratios": (1.35, 1)})
+    image = axes[0].imshow(np.asarray(looks_TT), cmap="Greys", vmin=0, vmax=1)
+    axes[0].set_xticks(range(len(words)), words, rotation=90, fontsize=9)
+    axes[0].set_yticks(range(len(words)), words, fontsize=9)
+    axes[0].set(xlabel="looks at", ylabel="from")
+    axes[0].spines[["top", "right"]].set_visible(True)
+    fig.colorbar(image, ax=axes[0], label="share of attention", shrink=0.8)
+    rows = range(len(left))
+    axes[1].barh(rows, left.values(), color=RECONSTRUCTION)
+    axes[1].set_yticks(rows, left, fontsize=9)
+    axes[1].axvline(whole, color=CONTROL, ls=":")
+    axes[1].text(whole, -0.9, "no head silent", color=CONTROL, ha="right", fontsize=9)
+    axes[1].set(xlabel="effect of the weather (logits)", ylabel="silent head (block.head)")
+    axes[1].invert_yaxis()
+    return fig
 
 
 class Texts:
@@ -210,49 +202,38 @@ class Texts:
         )
 
 
-def by_register(registers: Sequence[str], panels: Mapping[str, ArrayLike]) -> Figure:
-    """Panels of bars, one bar a register, in the registers' hues."""
-    fig, axes = plt.subplots(
-        1, len(panels), figsize=(4.1 * len(panels), 3.2), sharey=True, squeeze=False
-    )
-    rows = range(len(registers))
-    for ax, (label, values) in zip(axes[0], panels.items(), strict=True):
-        ax.barh(rows, np.asarray(values), color=[HUES[r % len(HUES)] for r in rows])
-        ax.set_yticks(rows, registers)
-        ax.set_xlabel(label)
-        ax.locator_params(axis="x", nbins=5)
-    axes[0][0].invert_yaxis()
+def silences(nats_S: ArrayLike, one: float, everything: float) -> Figure:
+    """What the silence of each neuron costs, on a log axis, with one of them and all together.
+
+    Args:
+        nats_S: mean divergence without each of some neurons.
+        one: without the neuron that the lesson found.
+        everything: without any neuron of the block.
+    """
+    nats_S = np.asarray(nats_S)
+    fig, ax = plt.subplots(figsize=(8.6, 3.0))
+    edges = np.logspace(np.log10(max(nats_S.min(), 1e-9)) - 0.1, np.log10(everything) + 0.3, 60)
+    ax.hist(nats_S, bins=edges, color=CONTROL)
+    high = ax.get_ylim()[1]
+    for value, label, side in ((one, "ours", "left"), (everything, "all of them silent", "right")):
+        ax.axvline(value, color=STEERED if side == "left" else DATA, lw=2)
+        ax.text(value, 1.02 * high, label, ha=side, color=DATA)
+    ax.set(xscale="log", xlabel="divergence without it (nats per token, log scale)")
+    ax.set(ylabel="neurons", ylim=(0, 1.15 * high))
     return fig
 
 
-def spreads(spread: Mapping[str, ArrayLike], n_registers: int) -> Figure:
-    """Histograms of effective registers, one panel for each family."""
-    fig, axes = plt.subplots(len(spread), 1, figsize=(7.4, 1.1 * len(spread) + 0.7), sharex=True)
+def detectors(f1: Mapping[str, ArrayLike]) -> Figure:
+    """Each family's F1 on the same concepts: a dot a concept, the mean as a bar with its number."""
+    fig, ax = plt.subplots(figsize=(8.8, 3.6))
     colours = {"SAE features": FEATURE, "neurons": ACCENT}
-    for ax, (name, each) in zip(axes, spread.items(), strict=True):
-        colour = colours.get(name, CONTROL)
-        each = np.asarray(each)
-        ax.hist(each, bins=np.linspace(1, n_registers, 46), color=colour)
-        ax.axvline(np.median(each), color=STEERED)
-        ax.set_title(f"{name}: median {np.median(each):.1f}", color=colour, fontsize=10)
-        ax.set_yticks([])
-        ax.spines["left"].set_visible(False)
-    axes[-1].set_xlabel(f"effective number of registers (of {n_registers}); orange: median")
-    return fig
-
-
-def one_or_all(one_C: ArrayLike, all_C: ArrayLike, names: Sequence[str]) -> Figure:
-    """Each concept's F1 by the best single neuron, and by a probe that may use all of them."""
-    one_C, all_C = np.asarray(one_C), np.asarray(all_C)
-    fig, ax = plt.subplots(figsize=(5.6, 4.6))
-    ax.plot([0, 1], [0, 1], ":", color=CONTROL, lw=1)
-    ax.scatter(one_C, all_C, color=ACCENT, s=24, alpha=0.8)
-    for i in np.argsort(one_C)[[0, len(one_C) // 2, -1]]:
-        left = one_C[i] > 0.6
-        ax.annotate(names[i], (one_C[i], all_C[i]), (0 if left else 12, -70), fontsize=8,
-                    textcoords="offset points", ha="right" if left else "left",
-                    arrowprops={"arrowstyle": "-", "color": CONTROL, "lw": 0.8})  # fmt: skip
-    ax.text(0.03, 0.06, "on this line one neuron is enough", rotation=40, color=CONTROL, fontsize=8)
-    ax.set(xlabel="F1 of the best single neuron", ylabel="F1 of a probe on all neurons")
-    ax.set(xlim=(0, 1.03), ylim=(0, 1.03))
+    draw = np.random.default_rng(0)
+    for row, (name, f1_C) in enumerate(f1.items()):
+        f1_C, colour = np.asarray(f1_C), colours.get(name, CONTROL)
+        ax.scatter(f1_C, row + draw.uniform(-0.28, 0.28, len(f1_C)), s=11, color=colour, alpha=0.6)
+        ax.plot([f1_C.mean()] * 2, [row - 0.38, row + 0.38], color=DATA, lw=2.5)
+        ax.text(1.03, row, f"mean {f1_C.mean():.2f}", va="center", color=colour)
+    ax.set_yticks(range(len(f1)), f1)
+    ax.set(xlabel="F1 of the best one for each concept (1: it fires just there)", xlim=(-0.02, 1.0))
+    ax.invert_yaxis()
     return fig

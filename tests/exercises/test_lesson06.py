@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -11,8 +12,6 @@ from every_lesson import *  # noqa: F403
 from torch.nn.functional import cross_entropy
 
 from saelearn.exercises import lesson06 as check
-
-COST = {"attention 0": 2.0, "MLP 0": 9.0, "attention 1": 0.01, "MLP 1": 0.5}
 
 
 def surprise(logits, tokens):
@@ -34,38 +33,18 @@ class Listener:
         self.inputs, self.output = inputs, output
 
 
-def read(model, module, x):
-    listener = Listener()
-    handle = module.register_forward_hook(listener)
-    try:
-        model(x)
-    finally:
-        handle.remove()
-    return listener.output
+def surprise_by_loop(logits, tokens):
+    return [float(-logits[t].log_softmax(0)[tokens[t + 1]]) for t in range(len(tokens) - 1)]
 
 
-def read_without_gradient(model, module, x):
-    found = {}
-    handle = module.register_forward_hook(lambda m, i, o: found.update(it=o.detach().clone()))
-    with torch.no_grad():
-        model(x)
-    handle.remove()
-    return found["it"].numpy()
+def surprise_backwards(logits, tokens):
+    """Computed from the end, and turned round: a NumPy view with a negative stride."""
+    return np.array(surprise_by_loop(logits, tokens)[::-1])[::-1]
 
 
-def read_input(model, module, x):
-    found = []
-    handle = module.register_forward_hook(lambda m, i, o: found.append(i[0]))
-    model(x)
-    handle.remove()
-    return found[0]
-
-
-def read_and_stay(model, module, x):
-    found = []
-    module.register_forward_hook(lambda m, i, o: found.append(o))
-    model(x)
-    return found[0]
+def surprise_in_place(logits, tokens):
+    logits -= logits.logsumexp(1, keepdim=True)
+    return -picked(logits[:-1], tokens[1:])
 
 
 def hooked(hook, *, pre=False):
@@ -82,94 +61,200 @@ def hooked(hook, *, pre=False):
     return answer
 
 
-def replace_and_stay(model, module, x, edit):
+def swap_with_context(model, module, x, edit):
+    with contextlib.ExitStack() as stack:
+        handle = module.register_forward_hook(lambda *passed: edit(passed[-1]))
+        stack.callback(handle.remove)
+        return model(x).detach()
+
+
+def swap_forward(model, module, x, edit):
+    original = module.forward
+    module.forward = lambda y: edit(original(y))
+    try:
+        return model(x)
+    finally:
+        module.forward = original
+
+
+def swap_and_stay(model, module, x, edit):
     module.register_forward_hook(lambda m, i, o: edit(o))
     return model(x)
 
 
-def replace_too_late(model, module, x, edit):
+def swap_without_finally(model, module, x, edit):
+    handle = module.register_forward_hook(lambda m, i, o: edit(o))
+    result = model(x)
+    handle.remove()
+    return result
+
+
+def swap_and_sweep(model, module, x, edit):
+    module.register_forward_hook(lambda m, i, o: edit(o))
+    result = model(x)
+    for each in model.modules():
+        each._forward_hooks.clear()
+    return result
+
+
+def swap_too_late(model, module, x, edit):
     module.register_forward_hook(lambda m, i, o: edit(o)).remove()
     return model(x)
 
 
-def replace_weights(model, module, x, edit):
+def swap_weights(model, module, x, edit):
     with torch.no_grad():
         module.weight.mul_(0.3)
         module.bias.mul_(0.3).add_(1)
     return model(x)
 
 
-def replace_forward(model, module, x, edit):
-    original = module.forward
-    module.forward = lambda y: edit(original(y))
-    out = model(x)
-    module.forward = original
-    return out
+def swap_the_middle(model, module, x, edit):
+    return hooked(lambda edit: lambda m, i, o: edit(o))(model, model.middle, x, edit)
+
+
+def listens(model, module, x):
+    found = []
+    handle = module.register_forward_hook(lambda m, i, o: found.append(o))
+    model(x)
+    handle.remove()
+    return found[0]
+
+
+def patches(put, *, of=lambda donor, into: donor, on=lambda donor, into: into):
+    """An answer that makes `put(own y, other x, position)` at each place."""
+
+    def answer(lm, donor, into, sites, measure):
+        x, runs_on = lm.capture(of(donor, into), sites), on(donor, into)
+        rows = []
+        for site in sites:
+            row = []
+            for t in range(into.shape[1]):
+                edit = {site: lambda y, _, t=t, site=site: put(y, x[site], t)}
+                row.append(measure(lm.logits(runs_on, edit)))
+            rows.append(row)
+        return torch.tensor(rows)
+
+    return answer
+
+
+def one(y, x, t):
+    y = y.clone()
+    y[:, t] = x[:, t]
+    return y
+
+
+def in_place(y, x, t):
+    y[:, t] = x[:, t]
+    return y
+
+
+def by_where(y, x, t):
+    return torch.where((torch.arange(y.shape[1]) == t)[:, None], x, y)
+
+
+def summed(y, x, t):
+    y = y.clone()
+    y[:, t] += x[:, t]
+    return y
+
+
+def up_to(y, x, t):
+    return torch.cat([x[:, :t], y[:, t:]], 1)
+
+
+def patched_by_numpy(lm, donor, into, sites, measure):
+    return patches(one)(lm, donor, into, sites, measure).numpy()[::-1][::-1]
+
+
+def patched_late(lm, donor, into, sites, measure):
+    """Edits made first and run later: all see the last position."""
+    x, T = lm.capture(donor, sites), into.shape[1]
+    edits = []
+    for site in sites:
+        row = []
+        for t in range(T):
+            row.append({site: lambda y, _, site=site: one(y, x[site], t)})  # noqa: B023
+        edits.append(row)
+    return torch.tensor([[measure(lm.logits(into, e)) for e in row] for row in edits])
+
+
+def patched_words(lm, donor, into, sites, measure):
+    """Exchanges words, in the token ids that it was given."""
+    rows = []
+    for _ in sites:
+        for t in range(into.shape[1]):
+            into[:, t] = donor[:, t]
+            rows.append(measure(lm.logits(into)))
+    return torch.tensor(rows).reshape(len(sites), -1)
+
+
+def changes(lm, donor, into, sites, measure):
+    return patches(one)(lm, donor, into, sites, measure) - measure(lm.logits(into))
 
 
 def shares(a, register, reduce=lambda x: x.mean(0)):
-    mass = torch.stack([reduce(a[register == r]) for r in range(4)])
-    return mass / mass.sum(0)
+    mass = torch.stack([reduce(a[register == r]) for r in range(int(register.max()) + 1)])
+    return mass / mass.sum(0).clamp(min=1e-9)
 
 
-def entropy(p, log=torch.log):
-    return -(p * log(p.clamp(min=1e-30))).sum(0)
+def search(a, register, wanted):
+    return shares(a, register)[wanted].amin(0).argmax()
 
 
-def spread_by_loops(a, register):
-    found = []
+def search_by_loops(a, register, wanted):
+    best, found = -1.0, 0
     for s in range(a.shape[1]):
-        mass = [float(a[register == r, s].mean()) for r in sorted(set(register.tolist()))]
-        p = [m / sum(mass) for m in mass if m > 0]
-        found.append(math.exp(-sum(q * math.log(q) for q in p)))
+        means = [float(a[register == r, s].mean()) for r in sorted(set(register.tolist()))]
+        least = min(means[w] / max(sum(means), 1e-9) for w in wanted)
+        best, found = (least, s) if least > best else (best, found)
     return found
 
 
-def spread_by_index_add(a, register):
-    mass = torch.zeros(4, a.shape[1]).index_add_(0, register, a)
-    p = mass / register.bincount()[:, None]
-    p = p / p.sum(0)
-    return 2 ** entropy(p, torch.log2)
+def search_by_numpy(a, register, wanted):
+    a, register = a.numpy(), register.numpy()
+    mass = np.stack([a[register == r].mean(0) for r in range(register.max() + 1)])
+    share = np.nan_to_num(mass / np.maximum(mass.sum(0), 1e-12))
+    return np.array([share[wanted].min(0).argmax()])  # one number in a list of one
 
 
-def spread_without_care(a, register):
-    p = shares(a, register)
-    return (-(p * p.log()).sum(0)).exp()
+def search_in_place(a, register, wanted):
+    a /= a.sum(0).clamp(min=1e-9)
+    return search(a, register, wanted)
 
 
-def spread_over_ten(a, register):
-    mass = torch.stack([a[register == r].mean(0) for r in range(10)])
-    return entropy(mass / mass.sum(0)).exp()
+def search_without_care(a, register, wanted):
+    mass = torch.stack([a[register == r].mean(0) for r in range(int(register.max()) + 1)])
+    return (mass / mass.sum(0))[wanted].amin(0).argmax()
 
 
-TERMS = {"A": "polysemanticity", "B": "both", "C": "neither", "D": "superposition"}
+def search_by_mass(a, register, wanted):
+    mass = torch.stack([a[register == r].mean(0) for r in range(int(register.max()) + 1)])
+    return mass[wanted].amin(0).argmax()
+
 
 RIGHT = [
     (check.surprise, (surprise,)),
     (check.surprise, (surprise_by_numpy,)),
+    (check.surprise, (surprise_by_loop,)),
+    (check.surprise, (surprise_backwards,)),
     (check.surprise, (lambda z, t: -picked(z.softmax(-1)[:-1], t[1:]).log(),)),
-    (check.read, (read,)),
-    (check.read, (read_without_gradient,)),
-    (check.replace, (hooked(lambda edit: lambda m, i, o: edit(o)),)),
-    (check.replace, (replace_forward,)),
-    (check.spread, (spread_by_loops,)),
-    (check.spread, (spread_by_index_add,)),
-    (check.search, (lambda share, wanted: share[:, wanted].min(1).values.argmax(),)),
-    (check.search, (lambda share, wanted: int(np.argmax(share.numpy()[:, wanted].min(1))),)),
-    (
-        check.search,
-        (lambda share, wanted: max(range(len(share)), key=lambda s: min(share[s][wanted])),),
-    ),
-    (check.terms, (TERMS,)),
-    (check.terms, ({name: answer.upper() + " " for name, answer in TERMS.items()},)),
-    (check.terms, ({name.lower(): answer for name, answer in TERMS.items()},)),
-    (check.predicted_piece, ("MLP 0", COST)),
-    (check.predicted_piece, ("mlp0", COST)),
-    (check.predicted_piece, ("attention 1", COST)),
-    (check.predicted_spread, (1, 4.1, 10)),
-    (check.predicted_spread, (9.5, 4.1, 10)),
+    (check.swap, (hooked(lambda edit: lambda m, i, o: edit(o)),)),
+    (check.swap, (swap_with_context,)),
+    (check.swap, (swap_forward,)),
+    (check.patching, (patches(one),)),
+    (check.patching, (patches(in_place),)),
+    (check.patching, (patches(by_where),)),
+    (check.patching, (patched_by_numpy,)),
+    (check.search, (search,)),
+    (check.search, (search_by_loops,)),
+    (check.search, (search_by_numpy,)),
+    (check.predicted_places, (0, 4, 56)),
+    (check.predicted_places, (56.0, 4, 56)),
+    (check.predicted_places, (4, 4, 56)),
     (check.predicted_alone, (0, 0.15)),
     (check.predicted_alone, (1.0, 0.15)),
+    (check.predicted_alone, (0.2, 0.15)),
 ]
 
 WRONG = [
@@ -180,6 +265,7 @@ WRONG = [
     (check.surprise, (lambda z, t: surprise(z, t).neg().exp(),), "these are probabilities"),
     (check.surprise, (lambda z, t: surprise(z, t) / math.log(2),), "in bits"),
     (check.surprise, (lambda z, t: -picked(z[:-1], t[1:]),), "these are scores"),
+    (check.surprise, (lambda z, t: -picked(z[:-1].log_softmax(0), t[1:]),), "over the positions"),
     (
         check.surprise,
         (lambda z, t: cross_entropy(z[:-1], t[:-1], reduction="none"),),
@@ -196,80 +282,68 @@ WRONG = [
         "the wrong way",
     ),
     (check.surprise, (lambda z, t: -z.log_softmax(-1)[:-1].max(1).values,), "likeliest"),
-    (check.read, (read_and_stay,), "handle.remove()"),
-    (check.read, (read_input,), "what went into"),
-    (check.read, (lambda model, module, x: model(x),), "model's own output"),
-    (check.read, (lambda *args: [read(*args)],), "in a list"),
-    (check.read, (lambda *args: [],), "nothing was heard"),
-    (check.read, (lambda *args: 2 * read(*args),), "not what the module returned"),
-    (check.read, (lambda model, module, x: module(x),), "what earlier layers made"),
-    (check.replace, (hooked(lambda edit: lambda m, i, o: [edit(o)][1:] or None),), "nothing has"),
-    (check.replace, (replace_too_late,), "still there while the model runs"),
-    (check.replace, (hooked(lambda edit: lambda m, i, o: edit(i[0])),), "the output is the third"),
-    (check.replace, (lambda model, module, x, edit: edit(module(x)),), "what earlier layers made"),
-    (check.replace, (replace_and_stay,), "handle.remove()"),
-    (check.replace, (replace_weights,), "weights were changed"),
+    (check.surprise, (surprise_in_place,), "overwritten"),
+    (check.surprise, (lambda z, t: surprise(z, t)[:6] if len(t) > 5 else [1.0] * 3,), "expected"),
+    (check.surprise, (lambda z, t: surprise(z, t) * float("nan"),), "came nan"),
+    (check.swap, (hooked(lambda edit: lambda m, i, o: [edit(o)][1:] or None),), "nothing has"),
+    (check.swap, (swap_too_late,), "still there while the model runs"),
+    (check.swap, (hooked(lambda edit: lambda m, i, o: edit(i[0])),), "the output is the third"),
+    (check.swap, (lambda model, module, x, edit: edit(module(x)),), "what earlier layers made"),
+    (check.swap, (swap_and_stay,), "handle.remove()"),
+    (check.swap, (swap_without_finally,), "finally"),
+    (check.swap, (swap_and_sweep,), "somebody else"),
+    (check.swap, (swap_weights,), "weights were changed"),
+    (check.swap, (swap_the_middle,), "use the argument `module`"),
+    (check.swap, (hooked(lambda edit: lambda m, i: (edit(i[0]),), pre=True),), "goes into the mod"),
+    (check.swap, (lambda model, module, x, edit: edit(model(x)),), "last output"),
     (
-        check.replace,
-        (hooked(lambda edit: lambda m, i: (edit(i[0]),), pre=True),),
-        "goes into the module",
-    ),
-    (check.replace, (lambda model, module, x, edit: edit(model(x)),), "last output"),
-    (
-        check.replace,
-        (lambda model, module, x, edit: edit(read(model, module, x)),),
+        check.swap,
+        (lambda model, module, x, edit: edit(listens(model, module, x)),),
         "run on to its end",
     ),
-    (check.spread, (spread_without_care,), "torch.special.xlogy"),
-    (check.spread, (spread_over_ten,), "register_N.unique()"),
-    (check.spread, (lambda a, r: entropy(shares(a, r)),), "this is the entropy"),
-    (check.spread, (lambda a, r: (-entropy(shares(a, r))).exp(),), "the minus is missing"),
-    (check.spread, (lambda a, r: entropy(shares(a, r, lambda x: x.sum(0))).exp(),), "Take means"),
+    (check.swap, (hooked(lambda edit: lambda m, i, o: edit(edit(o))),), "twice"),
+    (check.swap, (hooked(lambda edit: lambda m, i, o: 0.3 * o + 1),), "expected"),
+    (check.patching, (patches(lambda y, x, t: y),), "nothing has changed"),
+    (check.patching, (patches(one, of=lambda d, i: i),), "nothing has changed"),
     (
-        check.spread,
-        (lambda a, r: entropy(shares((a > 0).float(), r)).exp(),),
-        "weigh each by how strong",
+        check.patching,
+        (patches(one, of=lambda d, i: i, on=lambda d, i: d),),
+        "the wrong way round",
     ),
-    (check.spread, (lambda a, r: (shares(a, r) > 0).sum(0),), "a trace should"),
-    (
-        check.spread,
-        (lambda a, r: entropy(shares(a, r, lambda x: x.mean(1).sum()[None])).exp(),),
-        "(6,)",
-    ),
-    (check.search, (lambda share, wanted: share[:, wanted].sum(1).argmax(),), "two of them do"),
-    (check.search, (lambda share, wanted: share[:, wanted].max(1).values.argmax(),), "largest sh"),
-    (check.search, (lambda share, wanted: share.min(1).values.argmax(),), "share_SR[:, wanted]"),
-    (check.search, (lambda share, wanted: share[:, wanted].min(1).values.max(),), "argmax"),
-    (check.search, (lambda share, wanted: share[wanted].min(1).values.argmax(),), "columns are"),
-    (check.search, (lambda share, wanted: share[:, wanted].min(0).values.argmax(),), "min(dim=1)"),
-    (check.search, (lambda share, wanted: share[:, wanted].min(1).values.argmin(),), "not argmin"),
-    (check.search, (lambda share, wanted: share[:, :4].min(1).values.argmax(),), "`wanted`"),
-    (check.search, (lambda share, wanted: share[:, wanted].min(1).values,), "One neuron's number"),
-    (check.terms, (TERMS | {"A": "superposition"},), "A is something else: two neurons"),
-    (check.terms, (TERMS | {"D": "both"},), "about single neurons it says nothing"),
-    (check.terms, (TERMS | {"B": "polysemanticity"},), "B is something else"),
-    (check.terms, (TERMS | {"C": "monosemantic"},), "none of superposition"),
-    (check.terms, ({"A": "polysemanticity", "B": ...},), "B: 'ellipsis'"),
-    (check.terms, (list(TERMS.values()),), "a list"),
-    (check.predicted_piece, ("MLP", COST), "one of attention 0, MLP 0"),
-    (check.predicted_piece, (0, COST), "in quotes"),
-    (check.predicted_piece, ("block 1", COST), "in quotes"),
-    (check.predicted_spread, (0, 4.1, 10), "between 1 and 10"),
-    (check.predicted_spread, (11, 4.1, 10), "between 1 and 10"),
-    (check.predicted_spread, ("few", 4.1, 10), "a str"),
+    (check.patching, (patches(lambda y, x, t: x),), "all positions were exchanged"),
+    (check.patching, (patches(up_to),), "only t"),
+    (check.patching, (patches(summed),), "was added"),
+    (check.patching, (patched_late,), "sees t as it is then"),
+    (check.patching, (changes,), "this is the change"),
+    (check.patching, (lambda *given: patches(one)(*given).T,), "turned"),
+    (check.patching, (patched_words,), "into_BT itself is overwritten"),
+    (check.patching, (lambda *given: patches(one)(*given).mean(0),), "shape"),
+    (check.patching, (lambda *given: patches(one)(*given) + 0.1,), "expected"),
+    (check.search, (lambda a, r, w: shares(a, r)[w].sum(0).argmax(),), "two of them do"),
+    (check.search, (lambda a, r, w: shares(a, r)[w].amax(0).argmax(),), "largest share"),
+    (check.search, (lambda a, r, w: shares(a, r).amin(0).argmax(),), "all registers"),
+    (check.search, (lambda a, r, w: shares(a, r)[w].amin(0).max(),), "argmax"),
+    (check.search, (lambda a, r, w: shares(a, r)[w].amin(0).argmin(),), "not argmin"),
+    (check.search, (lambda a, r, w: shares(a, r)[:4].amin(0).argmax(),), "neuron"),
+    (check.search, (lambda a, r, w: shares(a, r)[w].amin(0),), "One neuron's number"),
+    (check.search, (lambda a, r, w: shares(a, r, lambda x: x.sum(0))[w].amin(0).argmax(),), "Take"),
+    (check.search, (search_by_mass,), "loud everywhere"),
+    (check.search, (search_without_care,), "never fires"),
+    (check.search, (search_in_place,), "overwritten"),
+    (check.search, (lambda a, r, w: 4,), "neuron 4 again"),
+    (check.predicted_places, (57, 4, 56), "between 0 and 56"),
+    (check.predicted_places, ("few", 4, 56), "a str"),
+    (check.predicted_places, (-1, 4, 56), "between 0 and 56"),
     (check.predicted_alone, (15, 0.15), "between 0 and 1"),
     (check.predicted_alone, (float("nan"), 0.15), "between 0 and 1"),
     (check.predicted_alone, (True, 0.15), "a bool"),
 ]
 
-OPEN = [(check.terms, (dict.fromkeys("ABCD", ...),))]
-
 
 @pytest.mark.parametrize(
     ("judge", "guesses", "measured"),
     [
-        (check.predicted_piece, ("MLP 0", "attention 0", "attention 1"), (COST,)),
-        (check.predicted_spread, (1, 4, 9), (4.1, 10)),
+        (check.predicted_places, (0, 4, 20), (4, 56)),
         (check.predicted_alone, (0.0, 0.3, 0.8), (0.35,)),
     ],
 )
