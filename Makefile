@@ -12,10 +12,10 @@ STATE := $(shell { pwd; cat pyproject.toml constraints.txt saelearn/__init__.py;
 STAMP := .venv/.ready-$(STATE)
 
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 \
-	--nbval-sanitize-with=tests/nbval_sanitize.cfg -p nbval_tolerance
-PYTEST := PYTHONPATH=tests $(PY) -m pytest -q --durations=8
+	--nbval-sanitize-with=tests/nbval_sanitize.cfg
+PYTEST := $(PY) -m pytest -q --durations=8
 
-.PHONY: help lab test test-slow data student doctor lint clean
+.PHONY: help lab test test-slow data lessons student doctor lint clean
 .DELETE_ON_ERROR:
 
 help: ## say what there is
@@ -32,6 +32,9 @@ test-slow: $(STAMP) ## what takes long
 
 data: $(STAMP) ## rebuild everything in data/ from seeds
 	$(PY) -m saelearn.cli data
+
+lessons: $(STAMP) ## run lessons and store their outputs for a commit: make lessons L="04 05"
+	@$(PY) -m saelearn.cli execute $(L)
 
 student: $(STAMP) ## the lessons without solutions, in build/student/
 	@rm -rf build/student

@@ -16,6 +16,7 @@ from typing import Any
 from nbval_tolerance import faults_of
 
 from saelearn.course import BEGIN, END
+from saelearn.course.execute import alt_texts, pictures
 from saelearn.course.versions import is_claim
 
 EXEMPT = "nbval-ignore-output"
@@ -162,6 +163,10 @@ def _described(notebook: Notebook) -> Iterator[str]:
     for cell in code_cells(notebook):
         if has_figure(cell) and len(str(cell["metadata"].get("alt", "")).split()) < 5:
             yield f"cell {cell.get('id')} has a figure without alt text in its metadata"
+            continue
+        carried = [metadata.get(kind, {}).get("alt") for metadata, kind in pictures(cell)]
+        if carried and carried != alt_texts(cell):
+            yield f"cell {cell.get('id')} has a picture without its alt text: saelearn execute"
 
 
 def _clean(notebook: Notebook) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The commands: `saelearn lab`, `train`, `student`, `release`, `grade`, `report`, `doctor`, `data`.
+"""The commands: `saelearn lab`, `train`, `release`, `grade`, `doctor` and others: see --help.
 
 Thin, and the same on Linux, macOS and Windows; the Makefile calls these. What a command needs is
 imported when it runs, so that `saelearn --help` answers at once.
@@ -14,6 +14,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -72,6 +73,17 @@ def student(arguments: argparse.Namespace) -> None:
     written = course.write_student(arguments.out)
     n = sum(path.suffix == ".ipynb" for path in written)
     print(f"{n} lessons without solutions are in {arguments.out}")
+
+
+def execute(arguments: argparse.Namespace) -> None:
+    """Run complete lessons and store their outputs, for whoever writes them."""
+    from saelearn.course import handout
+    from saelearn.course.execute import execute as run
+
+    for path in handout.find(arguments.lessons, arguments.folder):
+        start = time.perf_counter()
+        run(path)
+        print(f"{path.name}: stored after {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def release(arguments: argparse.Namespace) -> None:
@@ -226,6 +238,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("student", help="write the lessons without their solutions")
     command.add_argument("--out", type=Path, required=True, help="the folder to write them to")
     command.set_defaults(run=student)
+
+    command = commands.add_parser("execute", help="for authors: run lessons, store their outputs")
+    command.add_argument("lessons", nargs="+", metavar="NN", help="which lessons, such as 04 05")
+    command.add_argument("--folder", type=Path, help="of the lessons (default: notebooks/)")
+    command.set_defaults(run=execute)
 
     command = commands.add_parser("release", help="for a class: lessons as folder and zip")
     command.add_argument("lessons", nargs="+", metavar="NN", help="which lessons, such as 04 05")

@@ -1,8 +1,9 @@
 """The lessons and who works on them: a learner's own copies; a class that hands in and is graded.
 
-For a learner: `versions`. For a class, in the order of use: `points` and `handout` (what students
-get), `collect` and `restore` (what came back), `wire`, `confine`, `sandbox` and `answers` (a
-student's code in a process of its own), `judge`, `grade` and `reports` (points, gradebook, pages).
+For a learner: `versions`. For an author: `execute`. For a class, in the order of use: `points` and
+`handout` (what students get), `collect` and `restore` (what came back), `wire`, `confine`,
+`sandbox` and `answers` (a student's code in a process of its own), `judge`, `grade` and `reports`
+(points, gradebook, pages).
 """
 
 from saelearn.course.versions import (

@@ -66,7 +66,7 @@ def release(
     source = source or notebooks_dir()
     files: dict[str, bytes] = {}
     graded: dict[str, dict[str, Any]] = {}
-    for path in _find(chosen, source):
+    for path in find(chosen, source):
         graded[path.stem] = of.released(artifacts.read_json(path), path.stem)
         files[path.name] = (
             json.dumps(graded[path.stem], indent=1, ensure_ascii=False) + "\n"
@@ -105,7 +105,12 @@ def read_release(path: Path) -> Release:
     return Release(found, artifacts.sha256(path))
 
 
-def _find(chosen: Sequence[str], source: Path) -> list[Path]:
+def find(chosen: Sequence[str], source: Path | None = None) -> list[Path]:
+    """The complete lessons that are meant by `04`, `4` or `04_first_sae`, in their order.
+
+    Raises:
+        Refusal: there is no such lesson.
+    """
     known = lessons(source)
     found = []
     for name in chosen:
@@ -115,7 +120,7 @@ def _find(chosen: Sequence[str], source: Path) -> list[Path]:
             raise Refusal(
                 "a lesson's number: one of " + ", ".join(path.stem[:2] for path in known),
                 name,
-                "`saelearn release 04 05 --out for_my_class`",
+                "name lessons as in `saelearn release 04 05 --out for_my_class`",
             )
         found += here
     return sorted(set(found))
