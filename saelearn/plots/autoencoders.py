@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
-from plotly.subplots import make_subplots
 
+from saelearn.plots.moving import INK, Moving, canvas
+from saelearn.plots.panel import Flipbook, flipbook
 from saelearn.style import ACCENT, CONTROL, DATA, DIVERGING, FEATURE, RECONSTRUCTION
 
 
@@ -45,33 +45,49 @@ def shapes(panels: Mapping[str, Sequence[tuple[int, str, int]]]) -> Figure:
     return fig
 
 
-def line_dial(x_ND: ArrayLike, degrees: Sequence[int]) -> go.Figure:
+def line_dial(x_ND: ArrayLike, degrees: Sequence[int], *, start: int = 0) -> Flipbook:
     """A slider that turns a line through a cloud; each point is replaced by its foot on the line.
 
     Args:
         x_ND: points `[N, 2]` with mean 0.
         degrees: the angles to offer.
+        start: which of them is shown first.
     """
     x_N2 = np.asarray(x_ND, dtype=float)
     lost = [_lost(x_N2, angle) for angle in degrees]
-    frames = [_line_frame(x_N2, angle, value) for angle, value in zip(degrees, lost, strict=True)]
-    titles = ["one number for each point", "what is lost"]
-    fig = make_subplots(1, 2, column_widths=[0.52, 0.48], subplot_titles=titles)
-    for i, trace in enumerate(frames[0].data):
-        fig.add_trace(trace, row=1, col=1 if i < 4 else 2)
-    curve = {"color": RECONSTRUCTION, "width": 2}
-    fig.add_trace(go.Scatter(x=list(degrees), y=np.round(lost, 4), line=curve), row=1, col=2)
-    fig.frames = frames
     reach = float(np.abs(x_N2).max()) * 1.08
-    fig.update_xaxes(title="first number", range=[-reach, reach], row=1, col=1)
-    fig.update_yaxes(title="second number", range=[-reach, reach], row=1, col=1)
-    fig.update_yaxes(scaleanchor="x", row=1, col=1)
-    fig.update_xaxes(title="angle of the line, degrees", dtick=45, row=1, col=2)
-    fig.update_yaxes(title="share of variance lost", range=[0, 1.02], row=1, col=2)
-    jump = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
-    steps = [{"method": "animate", "label": f.name, "args": [[f.name], jump]} for f in frames]
-    slider = {"steps": steps, "currentvalue": {"prefix": "angle "}, "pad": {"t": 60}}
-    return fig.update_layout(sliders=[slider], showlegend=False, height=470, width=780)
+    with canvas(8.0, 3.7) as figure:
+        cloud, curve = figure.subplots(1, 2)
+        (line,) = cloud.plot([], [], color=FEATURE, gid="line")
+        (gaps,) = cloud.plot([], [], color=CONTROL, lw=0.8)
+        cloud.plot(*x_N2.T, "o", color=INK, ms=3)
+        (feet,) = cloud.plot([], [], "o", color=RECONSTRUCTION, ms=3, gid="feet")
+        cloud.set(title="one number for each point", xlabel="first number", ylabel="second number")
+        cloud.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        curve.plot(list(degrees), lost, color=RECONSTRUCTION)
+        (here,) = curve.plot([], [], "o", color=FEATURE, ms=9, gid="here")
+        curve.set(title="what is lost", xlabel="angle of the line, degrees")
+        curve.set(ylabel="share of variance lost", ylim=(0, 1.02), xticks=range(0, 181, 45))
+    picture = Moving(figure, [line, gaps, feet, here])
+
+    def draw(at: int) -> str:
+        feet_N2 = _feet(x_N2, degrees[at])
+        end = 10 * np.array([np.cos(np.deg2rad(degrees[at])), np.sin(np.deg2rad(degrees[at]))])
+        line.set_data(*np.stack([-end, end]).T)
+        between = np.stack([x_N2, feet_N2, np.full_like(x_N2, np.nan)], axis=1).reshape(-1, 2)
+        gaps.set_data(*between.T)
+        feet.set_data(*feet_N2.T)
+        here.set_data([degrees[at]], [lost[at]])
+        return picture.frame()
+
+    said = [
+        f"A line at {a}° through a cloud: {v:.0%} lost" for a, v in zip(degrees, lost, strict=True)
+    ]
+    names = [f"{angle}°" for angle in degrees]
+    return flipbook(
+        "A line through a cloud", "angle", names, draw, said, picture,
+        start=start, still=int(np.argmin(lost)),
+    )  # fmt: skip
 
 
 def _feet(x_N2: np.ndarray, angle: float) -> np.ndarray:
@@ -81,32 +97,6 @@ def _feet(x_N2: np.ndarray, angle: float) -> np.ndarray:
 
 def _lost(x_N2: np.ndarray, angle: float) -> float:
     return float(((x_N2 - _feet(x_N2, angle)) ** 2).sum() / (x_N2**2).sum())
-
-
-def _line_frame(x_N2: np.ndarray, angle: float, lost: float) -> go.Frame:
-    feet_N2 = _feet(x_N2, angle)
-    gaps = np.stack([x_N2, feet_N2, np.full_like(x_N2, np.nan)], axis=1).reshape(-1, 2).round(3)
-    end = 10 * np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))])
-    line = np.stack([-end, end]).round(3)
-
-    def scatter(points: np.ndarray, mode: str, **look) -> go.Scatter:
-        x, y = ([None if np.isnan(v) else float(v) for v in column] for column in points.T)
-        return go.Scatter(x=x, y=y, mode=mode, hoverinfo="skip", **look)
-
-    return go.Frame(
-        name=f"{angle}°",
-        data=[
-            scatter(line, "lines", line={"color": FEATURE, "width": 2}),
-            scatter(gaps, "lines", line={"color": CONTROL, "width": 1}),
-            scatter(x_N2.round(3), "markers", marker={"color": DATA, "size": 5}),
-            scatter(feet_N2.round(3), "markers", marker={"color": RECONSTRUCTION, "size": 5}),
-            scatter(
-                np.array([[angle, round(lost, 4)]]),
-                "markers",
-                marker={"color": FEATURE, "size": 13},
-            ),
-        ],
-    )
 
 
 def training_and_width(

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from saelearn import style
+from saelearn.plots.moving import SIGNED, Moving, canvas
+from saelearn.plots.panel import Flipbook, flipbook
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -96,46 +97,31 @@ def permutations(panels: Mapping[str, ArrayLike]) -> Figure:
     return figure
 
 
-def permutation_slider(steps_S: Sequence[int], cosine_SFG: ArrayLike) -> go.Figure:
-    """A slider through training: the matrix of cosines `[F, G]` at each step, in hundredths."""
-    import plotly.graph_objects as go
-
+def permutation_slider(
+    steps_S: Sequence[int], cosine_SFG: ArrayLike, *, start: int = 0
+) -> Flipbook:
+    """A slider through training: the matrix of cosines `[F, G]` at each step."""
     cosine_SFG = np.asarray(cosine_SFG)
     found_S = (cosine_SFG > 0.9).any(1).sum(1)
-    frames = [
-        go.Frame(
-            name=str(step),
-            data=[_matrix(go, cosine_FG)],
-            layout={"title": f"step {step:,}: {found} of {cosine_FG.shape[1]} planted found"},
-        )
-        for step, cosine_FG, found in zip(steps_S, cosine_SFG, found_S, strict=True)
-    ]
-    jump = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
-    play = {"mode": "immediate", "frame": {"duration": 400, "redraw": True}, "fromcurrent": True}
-    steps = [
-        {"method": "animate", "label": frame.name, "args": [[frame.name], jump]} for frame in frames
-    ]
-    buttons = [{"label": "▶ play", "method": "animate", "args": [None, play]}]
-    figure = go.Figure(data=frames[0].data, frames=frames, layout=frames[0].layout)
-    return figure.update_layout(
-        sliders=[{"steps": steps, "currentvalue": {"prefix": "step "}, "pad": {"t": 55}}],
-        updatemenus=[{"type": "buttons", "buttons": buttons, "x": 1.0, "y": 1.14}],
-        xaxis={"title": "planted feature", "constrain": "domain"},
-        yaxis={"title": "SAE feature", "autorange": "reversed", "scaleanchor": "x"},
-        width=620,
-        height=650,
-    )
+    with canvas(6.2, 5.2) as figure:
+        axis = figure.subplots()
+        looks = {"cmap": SIGNED, "vmin": -1, "vmax": 1, "interpolation": "none"}
+        matrix = axis.imshow(np.zeros_like(cosine_SFG[0]), **looks)
+        figure.colorbar(matrix, ax=axis, label="cosine", ticks=[-1, 0, 1], shrink=0.8)
+        axis.set(xlabel="planted feature", ylabel="SAE feature")
+        title = axis.text(0, 1.02, "", transform=axis.transAxes, gid="found")
+        axis.set_title(" ")  # room for it
+    picture = Moving(figure, [matrix, title])
+    said = [f"{found} of {cosine_SFG.shape[2]} planted features found" for found in found_S]
 
+    def draw(at: int) -> str:
+        matrix.set_data(cosine_SFG[at].round(2))
+        title.set_text(said[at])
+        return picture.frame()
 
-def _matrix(go, cosine_FG: np.ndarray):
-    bar = {"title": "cosine", "tickvals": [-100, 0, 100], "ticktext": ["-1", "0", "1"]}
-    return go.Heatmap(
-        z=(100 * cosine_FG).round().astype(np.int8),  # packed: a tenth of the file
-        zmin=-100,
-        zmax=100,
-        colorscale="RdBu_r",
-        colorbar=bar,
-        hovertemplate="SAE feature %{y}, planted %{x}: %{z} / 100<extra></extra>",
+    names = [f"{step:,}" for step in steps_S]
+    return flipbook(
+        "Cosines during training", "training step", names, draw, said, picture, start=start
     )
 
 
