@@ -22,9 +22,9 @@ SEQUENTIAL = "viridis"
 # JupyterLab's dark theme paints every other row of a table dark, under our dark words
 TABLE_ROW = "<tr style='background:#ffffff'>"
 
-# control codes, what turns the direction of writing, halves of characters; not the line feed
+# control codes, what turns the direction of writing, halves of characters; not line feed and tab
 _UNSEEN = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 RC = {
@@ -51,18 +51,13 @@ RC = {
 def as_html(text: object) -> str:
     """Any text as HTML that shows it as it stands: nothing in it is markup, control codes are seen.
 
-    The only way in which text gets into HTML, beside `as_label` for figures.
+    The only way in which text gets into HTML; for figures see `plots.literal`.
     """
     return html.escape(as_text(text)).replace("\n", "<br>")
 
 
-def as_label(text: object) -> str:
-    """Any text as a label of a matplotlib figure: `$` is a dollar, not the start of mathematics."""
-    return as_text(text).replace("$", r"\$")
-
-
 def as_text(text: object) -> str:
-    """Any text with its control codes made visible, line feeds excepted: terminals obey them."""
+    """Any text with its control codes made visible (not line feed, tab): terminals obey them."""
     return _UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", str(text))
 
 

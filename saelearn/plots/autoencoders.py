@@ -13,11 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from saelearn.plots.literal import literal
 from saelearn.plots.moving import INK, Moving, canvas
 from saelearn.plots.panel import Flipbook, flipbook
 from saelearn.style import ACCENT, CONTROL, DATA, DIVERGING, FEATURE, RECONSTRUCTION
 
 
+@literal
 def shapes(panels: Mapping[str, Sequence[tuple[int, str, int]]]) -> Figure:
     """Autoencoders as rows of bars, one panel each, drawn to scale.
 
@@ -99,6 +101,7 @@ def _lost(x_N2: np.ndarray, angle: float) -> float:
     return float(((x_N2 - _feet(x_N2, angle)) ** 2).sum() / (x_N2**2).sum())
 
 
+@literal
 def training_and_width(
     losses: ArrayLike, floor: float, missed_D: ArrayLike, trained: Mapping[int, float]
 ) -> Figure:
@@ -125,6 +128,7 @@ def training_and_width(
     return fig
 
 
+@literal
 def subspaces(cosines: Mapping[str, tuple[ArrayLike, str]], cosine_HC: ArrayLike) -> Figure:
     """Left the principal angles' cosines, right |cosines| of decoder rows and components.
 
@@ -147,11 +151,13 @@ def subspaces(cosines: Mapping[str, tuple[ArrayLike, str]], cosine_HC: ArrayLike
     return fig
 
 
+@literal
 def maps(panels: Mapping[str, ArrayLike]) -> Figure:
     """Matrices input -> output as images, centred on zero, with one colour bar."""
     return _images(panels, "number going in", "number coming out", "weight of the whole map")
 
 
+@literal
 def cosines(panels: Mapping[str, ArrayLike]) -> Figure:
     """Square matrices of cosines side by side, with one colour bar."""
     return _images(panels, "happening", "decoder row, best match", "cosine")
@@ -167,6 +173,7 @@ def _images(panels: Mapping[str, ArrayLike], across: str, down: str, what: str) 
     return fig
 
 
+@literal
 def codes(panels: Mapping[str, tuple[ArrayLike, str]]) -> Figure:
     """One row's code in each autoencoder, as bars: title -> (values, colour)."""
     fig, axes = plt.subplots(len(panels), 1, figsize=(7.4, 1.35 * len(panels) + 0.3))
@@ -182,6 +189,7 @@ def codes(panels: Mapping[str, tuple[ArrayLike, str]]) -> Figure:
     return fig
 
 
+@literal
 def bent(panels: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
     """Points and their reconstructions in the plane: title -> (`[N, 2]`, `[N, 2]`)."""
     fig, axes = plt.subplots(1, len(panels), figsize=(7.2, 3.0), sharex=True, sharey=True)
@@ -200,6 +208,7 @@ def _points(ax: Axes, x_ND: np.ndarray, colour: str, label: str, size: float) ->
     ax.plot(x_ND[:, 0], x_ND[:, 1], ".", color=colour, markersize=size, label=label)
 
 
+@literal
 def pixel_rows(rows: Mapping[str, ArrayLike], *, columns: int = 12) -> Figure:
     """Rows of 8 x 8 pictures: label -> `[n, 64]`; each picture is scaled by itself, 0 is white."""
     fig, axes = plt.subplots(len(rows), columns, figsize=(8.4, 0.82 * len(rows) + 0.1))
@@ -214,6 +223,7 @@ def pixel_rows(rows: Mapping[str, ArrayLike], *, columns: int = 12) -> Figure:
     return fig
 
 
+@literal
 def accuracies(
     n_labels: Sequence[int], shares: Mapping[str, ArrayLike], *, accent: Sequence[str]
 ) -> Figure:

@@ -13,11 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from saelearn.plots.literal import literal
 from saelearn.plots.panel import Flipbook, flipbook
 from saelearn.plots.sparsity import KEPT, REACH, Sparsity
 from saelearn.style import ACCENT, CONTROL, DATA, FEATURE, RECONSTRUCTION
 
 
+@literal
 def samples(panels: Mapping[str, ArrayLike]) -> Figure:
     """Feature vectors `[B, G]` as rows of a grey raster, one panel for each title."""
     fig, axes = plt.subplots(1, len(panels), figsize=(7.0, 4.0), sharey=True)
@@ -30,6 +32,7 @@ def samples(panels: Mapping[str, ArrayLike]) -> Figure:
     return fig
 
 
+@literal
 def planes(
     W_KGD: ArrayLike, titles: Sequence[str], *, columns: int = 4, pairs: bool = False
 ) -> Figure:
@@ -72,6 +75,7 @@ def _arrows(ax: Axes, W_GD: np.ndarray, colours: Sequence[str]) -> None:
     ax.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 
 
+@literal
 def responses(
     panels: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], curve: tuple[ArrayLike, ArrayLike]
 ) -> Figure:
@@ -123,6 +127,7 @@ def sparsity_dial(
     )  # fmt: skip
 
 
+@literal
 def losses(values: Mapping[str, float], controls: Sequence[str]) -> Figure:
     """Losses as horizontal bars with their numbers; `controls` are drawn in the control's grey."""
     fig, ax = plt.subplots(figsize=(7.0, 2.6))
@@ -136,6 +141,7 @@ def losses(values: Mapping[str, float], controls: Sequence[str]) -> Figure:
     return fig
 
 
+@literal
 def staircase(p_P: Sequence[float], dim_PG: ArrayLike, random_G: ArrayLike) -> Figure:
     """Dimensionalities of all features, sorted, one curve for each sparsity.
 
@@ -162,6 +168,7 @@ def staircase(p_P: Sequence[float], dim_PG: ArrayLike, random_G: ArrayLike) -> F
     return fig
 
 
+@literal
 def neurons(W: Mapping[str, ArrayLike]) -> Figure:
     """How strongly each feature drives each hidden neuron: one column of panels for each model.
 
@@ -182,6 +189,7 @@ def neurons(W: Mapping[str, ArrayLike]) -> Figure:
     return fig
 
 
+@literal
 def norm_by_frequency(p_G: ArrayLike, norms: Mapping[str, ArrayLike]) -> Figure:
     """Length of each feature's direction against how often the feature occurs.
 

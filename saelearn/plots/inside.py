@@ -6,7 +6,7 @@ in HTML) out.
 
 from __future__ import annotations
 
-import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.patches import FancyBboxPatch
 from numpy.typing import ArrayLike
 
+from saelearn.errors import Refusal, brief, check_named, check_range, check_series, check_whole
+from saelearn.plots.literal import literal
 from saelearn.style import (
     ACCENT,
     CONTROL,
@@ -24,6 +26,8 @@ from saelearn.style import (
     SEQUENTIAL,
     STEERED,
     TABLE_ROW,
+    as_html,
+    as_text,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ HUES = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933"]
 HUES += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888", "#BBCCEE", "#661100"]
 
 
+@literal
 def next_words(guesses: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
     """A panel for each text: the likeliest next words and their probabilities."""
     fig, axes = plt.subplots(1, len(guesses), figsize=(8.2, 2.6))
@@ -49,6 +54,7 @@ def next_words(guesses: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
     return fig
 
 
+@literal
 def surprises(words: Sequence[str], model_T: ArrayLike, rules_T: ArrayLike) -> Figure:
     """Nats of each word: bars for the model, ticks for somebody who knows the rules."""
     fig, ax = plt.subplots(figsize=(9.2, 3.4))
@@ -61,6 +67,7 @@ def surprises(words: Sequence[str], model_T: ArrayLike, rules_T: ArrayLike) -> F
     return fig
 
 
+@literal
 def stream(n_words: int, d: int, d_mlp: int, n_blocks: int) -> Figure:
     """The residual stream from left to right: what reads it, what adds to it, how wide all is."""
     fig, ax = plt.subplots(figsize=(9.4, 3.5))
@@ -101,6 +108,7 @@ def _box(ax: Axes, x: float, y: float, label: str, colour: str, *, width: float)
     ax.text(x, y, label, ha="center", va="center", color=colour, zorder=6, fontsize=size)
 
 
+@literal
 def travels(words: Sequence[str], change_LT: ArrayLike, sites: Sequence[str]) -> Figure:
     """How much of the stream changes, site by site and word by word, as shares of its length."""
     change_LT = np.asarray(change_LT)
@@ -117,6 +125,7 @@ def travels(words: Sequence[str], change_LT: ArrayLike, sites: Sequence[str]) ->
     return fig
 
 
+@literal
 def pieces(length: Mapping[str, float], cost: Mapping[str, Mapping[str, float]]) -> Figure:
     """Left, the mean length of each piece of the stream; right, what the loss gains without it.
 
@@ -152,15 +161,25 @@ class Lens:
     """
 
     def __init__(self, words: Sequence[str], rows: Mapping[str, Sequence[tuple[str, float]]]):
-        self._words, self._rows = list(words), dict(rows)
+        self._words = check_series(words, "words")
+        self._rows = {
+            site: [_guess(site, pair) for pair in check_series(pairs, f"guesses at {site!r}")]
+            for site, pairs in check_named(rows, "rows of guesses").items()
+        }
+        for site, pairs in self._rows.items():
+            if len(pairs) != len(self._words):
+                got = f"{len(pairs)} at {site!r}"
+                raise Refusal(f"a guess for each of {len(self._words)} words", got)
 
     def _repr_html_(self) -> str:
         cell = "<td style='text-align:center;padding:2px 4px;background:rgba(0,114,178,{:.2f})'>{}"
-        head = "".join(f"<th style='text-align:center'>{html.escape(w)}</th>" for w in self._words)
+        head = "".join(f"<th style='text-align:center'>{as_html(w)}</th>" for w in self._words)
         body = ""
         for name, pairs in reversed(self._rows.items()):
-            cells = (cell.format(0.5 * round(4 * p) / 4, html.escape(w)) for w, p in pairs)
-            body += f"{TABLE_ROW}<th style='text-align:right'>{name}</th>{''.join(cells)}</tr>"
+            cells = (cell.format(0.5 * round(4 * p) / 4, as_html(w)) for w, p in pairs)
+            body += (
+                f"{TABLE_ROW}<th style='text-align:right'>{as_html(name)}</th>{''.join(cells)}</tr>"
+            )
         return (
             "<table style='background:#ffffff;color:#222222;font-size:85%'>"
             f"{body}{TABLE_ROW}<th style='text-align:right'>it has just read</th>{head}</tr>"
@@ -169,7 +188,17 @@ class Lens:
 
     def __repr__(self) -> str:
         rows = [f"{name}: {' '.join(w for w, _ in pairs)}" for name, pairs in self._rows.items()]
-        return "\n".join([f"it has just read: {' '.join(self._words)}", *rows])
+        lines = [f"it has just read: {' '.join(map(str, self._words))}", *rows]
+        return "\n".join(map(as_text, lines))
+
+
+def _guess(site: str, pair: tuple[str, float]) -> tuple[str, float]:
+    try:
+        word, p = pair
+        share = float(p)
+    except (TypeError, ValueError):
+        raise Refusal("a guess as (word, probability)", f"{brief(pair)} at {site!r}") from None
+    return str(word), check_range(share, f"the probability at {site!r}", 0.0, 1.001)
 
 
 class Texts:
@@ -183,16 +212,30 @@ class Texts:
     def __init__(
         self, places: Sequence[tuple[int, float, str, str, str]], registers: Sequence[str]
     ):
-        self._places, self._registers = list(places), list(registers)
+        self._registers = [str(name) for name in check_series(registers, "registers", least=1)]
+        self._places = [self._place(place) for place in check_series(places, "places")]
+
+    def _place(self, place: tuple) -> tuple:
+        try:
+            register, value, *text = place
+            before, word, after = map(str, text)
+            value = float(value)
+        except (TypeError, ValueError):
+            form = "a place as (register, activation, before, word, after)"
+            raise Refusal(form, brief(place)) from None
+        check_whole(register, "the register's index", 0, len(self._registers) - 1)
+        if not math.isfinite(value):
+            raise Refusal("a finite activation", repr(value))
+        return register, value, before, word, after
 
     def _repr_html_(self) -> str:
         rows = ""
         for register, value, *text in self._places:
-            before, word, after = map(html.escape, text)
+            before, word, after = map(as_html, text)
             hue = HUES[register % len(HUES)]
             rows += (
                 f"{TABLE_ROW}<td style='border-left:12px solid {hue};padding:2px 10px;"
-                f"text-align:left'>{self._registers[register]}</td>"
+                f"text-align:left'>{as_html(self._registers[register])}</td>"
                 f"<td style='padding:2px 8px'>{value:.1f}</td>"
                 f"<td style='text-align:right;padding:2px'>{before}</td><td style='text-align:left;"
                 f"padding:2px'><b style='background:{hue}44;padding:1px 3px'>{word}</b> {after}"
@@ -205,11 +248,12 @@ class Texts:
 
     def __repr__(self) -> str:
         return "\n".join(
-            f"{self._registers[register]:<12}{value:5.1f}  {before} [{word}] {after}"
+            as_text(f"{self._registers[register]:<12}{value:5.1f}  {before} [{word}] {after}")
             for register, value, before, word, after in self._places
         )
 
 
+@literal
 def by_register(registers: Sequence[str], panels: Mapping[str, ArrayLike]) -> Figure:
     """Panels of bars, one bar a register, in the registers' hues."""
     fig, axes = plt.subplots(
@@ -225,6 +269,7 @@ def by_register(registers: Sequence[str], panels: Mapping[str, ArrayLike]) -> Fi
     return fig
 
 
+@literal
 def spreads(spread: Mapping[str, ArrayLike], n_registers: int) -> Figure:
     """Histograms of effective registers, one panel for each family."""
     fig, axes = plt.subplots(len(spread), 1, figsize=(7.4, 1.1 * len(spread) + 0.7), sharex=True)
@@ -241,6 +286,7 @@ def spreads(spread: Mapping[str, ArrayLike], n_registers: int) -> Figure:
     return fig
 
 
+@literal
 def one_or_all(one_C: ArrayLike, all_C: ArrayLike, names: Sequence[str]) -> Figure:
     """Each concept's F1 by the best single neuron, and by a probe that may use all of them."""
     one_C, all_C = np.asarray(one_C), np.asarray(all_C)

@@ -19,6 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from saelearn import style
+from saelearn.plots.literal import take_literally
 
 INK = "#222222"  # text and axes; in SVG it becomes the colour of the page's own text
 RC = style.RC | {
@@ -55,6 +56,7 @@ class Moving:
             artist.set_visible(False)
         out = io.StringIO()
         with mpl.rc_context(RC):
+            take_literally(figure)
             for _ in range(2):  # the second time with the labels' real places
                 figure.draw_without_rendering()
             figure.set_layout_engine("none")  # from here on everything keeps its place

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from saelearn import style
+from saelearn.plots.literal import literal
 from saelearn.plots.moving import SIGNED, Moving, canvas
 from saelearn.plots.panel import Flipbook, flipbook
 
@@ -33,6 +34,7 @@ FORMS = {  # form -> (what happens on the way in, the matrix in, the matrix out,
 }
 
 
+@literal
 def forms(*names: str) -> Figure:
     """Ways of writing an SAE: x goes up into a wider code and comes down again."""
     figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 0.4, 2.9), squeeze=False)
@@ -59,6 +61,7 @@ def forms(*names: str) -> Figure:
     return figure
 
 
+@literal
 def sum_of_rows(rows: Mapping[str, ArrayLike], *, result: str, above: str = "") -> Figure:
     """Vectors as coloured strips that add up: label -> `[D]`; `result` is the sum's label.
 
@@ -84,6 +87,7 @@ def sum_of_rows(rows: Mapping[str, ArrayLike], *, result: str, above: str = "") 
     return figure
 
 
+@literal
 def permutations(panels: Mapping[str, ArrayLike]) -> Figure:
     """Matrices of cosines `[F, G]` side by side: SAE features down, planted features across."""
     figure, axes = plt.subplots(
@@ -125,6 +129,7 @@ def permutation_slider(
     )
 
 
+@literal
 def dictionaries(found: Mapping[str, tuple[float, int]], *, ours: Sequence[str]) -> Figure:
     """Mean best cosine of several dictionaries with how many they find: name -> (cosine, n)."""
     figure, axis = plt.subplots(figsize=(7.4, 0.36 * len(found) + 0.8))
@@ -138,6 +143,7 @@ def dictionaries(found: Mapping[str, tuple[float, int]], *, ours: Sequence[str])
     return figure
 
 
+@literal
 def reading(cosine_F: ArrayLike, noise: Mapping[str, ArrayLike]) -> Figure:
     """Why encoder and decoder differ: a sketch, their cosines, and what each reads by mistake.
 
@@ -184,6 +190,7 @@ def _sketch(axis: Axes) -> None:
     axis.axis("off")
 
 
+@literal
 def seed_study(
     sizes: Sequence[int], found: Mapping[int, Sequence[int]], shared: Mapping[int, Sequence[float]]
 ) -> Figure:
@@ -207,6 +214,7 @@ def seed_study(
     return figure
 
 
+@literal
 def good_and_bad(panels: Mapping[str, Mapping[str, float]], *, wrong: str) -> Figure:
     """Several measures, each with an axis of its own: measure -> loss -> value."""
     figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 1.6), sharey=True, squeeze=False)

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from saelearn import style
+from saelearn.plots.literal import literal
 from saelearn.plots.moving import SIGNED, Moving, canvas
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ COSINES = {"cmap": style.DIVERGING, "vmin": -1, "vmax": 1, "interpolation": "nea
 LAMBDA = "L1 coefficient λ"
 
 
+@literal
 def cosine_matrices(named: Mapping[str, np.ndarray], *, expected: int = 64) -> Figure:
     """Matrices of cosines `[G, F]` side by side, titles from the names, one colour bar."""
     figure, axes = plt.subplots(
@@ -38,6 +40,7 @@ def cosine_matrices(named: Mapping[str, np.ndarray], *, expected: int = 64) -> F
     return figure
 
 
+@literal
 def sweep_curves(
     l1_K: Sequence[float],
     columns: Mapping[str, tuple[Sequence[float], str]],
@@ -71,6 +74,7 @@ def sweep_curves(
     return figure
 
 
+@literal
 def histories(
     named: Mapping[str, tuple[Sequence[float], Sequence[float], str]], *, ylabel: str
 ) -> Figure:
@@ -185,6 +189,7 @@ class Dial(Moving):
             return self.frame()
 
 
+@literal
 def proxy_chain() -> Figure:
     """What we want, what we can count, what we can train: a chain, and what each link loses."""
     boxes = (
