@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import statistics
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 
 from saelearn.tiny import dial
@@ -208,7 +211,9 @@ def dials(tmp_path, jupyterlab, chromium_path) -> Iterator[Any]:
     folder = tmp_path / "lessons"
     folder.mkdir()
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS.values()]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "dials.ipynb")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)  # or JupyterLab would ask
+    nbformat.write(notebook, folder / "dials.ipynb")
     with opened(folder / "dials.ipynb", folder, jupyterlab, chromium_path) as page:
         for start in list(CELLS)[1:]:
             Eyes(page, start).show()
@@ -235,12 +240,20 @@ def test_dials_fit_the_screen_in_both_themes(dials, tmp_path):
                 wide = panel.evaluate("p => [p.scrollWidth, p.clientWidth]")
                 assert wide[0] <= wide[1], f"{start} at {width}: {wide}"
                 assert picture["width"] > 0.6 * wide[1], "and the picture uses the room"
-                assert contrast(page, panel) > 7
+                assert contrast(panel) > 7
+                ground = middle_grey(panel.locator(".picture"))
+                assert ground < 0.2 if dark else ground > 0.95, "no white block on a dark page"
                 page.screenshot(path=tmp_path / f"{start[:5]}-{width}-{'dark' if dark else ''}.png")
     assert not page.errors
 
 
-def contrast(page: Any, panel: Any) -> float:
+def middle_grey(place: Any) -> float:
+    """The median of what is on the screen there, from 0 (black) to 1 (white)."""
+    seen = plt.imread(io.BytesIO(place.screenshot()), format="png")
+    return float(np.median(seen[..., :3].mean(-1)))
+
+
+def contrast(panel: Any) -> float:
     """Contrast of the panel's text with what shines through it, by the web's definition."""
     return panel.evaluate(
         """panel => {

@@ -9,6 +9,8 @@ import threading
 import time
 
 import matplotlib.pyplot as plt
+import nbconvert
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,31 @@ def test_everything_follows_the_slider(the_dial, points, index):
     )
     assert f"{numbers.n_recovered} of 64 planted" in the_dial.alt
     assert the_dial.shown == the_dial.values
+
+
+def test_a_picture_stands_where_no_widget_can(the_dial):
+    """On a page without a kernel: what nbconvert makes of the output."""
+    data, metadata = the_dial._repr_mimebundle_()
+    output = nbformat.v4.new_output("display_data", data, metadata=metadata)
+    cell = nbformat.v4.new_code_cell(
+        "the_dial", outputs=[output], metadata={"alt": "four pictures"}
+    )
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    (picture,) = re.findall(r'<img[^>]*src="data:image/png;base64,([^"]+)"', page)
+    pixels = plt.imread(io.BytesIO(base64.b64decode(picture)), format="png")
+    assert (pixels[0, 0, :3] == 1).all(), "opaque and white: it is read on any page"
+    assert pixels[..., :3].min() < 0.2
+    assert "widget-view+json" not in page
+    assert "L1Dial(" not in page
+    console, _ = SteeringConsole(Writer())._repr_mimebundle_()
+    assert "text 0 &lt;" in console["text/html"]
+
+
+@pytest.mark.parametrize("value", [-1, 16, 1.5, "0", None, [0]])
+def test_a_place_that_the_slider_lacks_is_put_back(the_dial, value):
+    before = dict(the_dial.values)
+    the_dial.values = {**before, "l1": value}
+    assert the_dial.values == before
 
 
 def test_the_slider_shows_the_coefficient_itself(the_dial):

@@ -25,6 +25,7 @@ INK = "#222222"  # text and axes; in SVG it becomes the colour of the page's own
 RC = style.RC | {
     "figure.dpi": 72,  # a point is a unit of the SVG
     "figure.facecolor": "none",
+    "savefig.facecolor": "none",
     "axes.facecolor": "none",
     "font.size": 10,
     "axes.titlesize": 10.5,
