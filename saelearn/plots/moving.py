@@ -99,7 +99,7 @@ def canvas(width: float, height: float) -> Iterator[Figure]:
 
 
 def _bare(document: str) -> str:
-    """The svg element alone, in the page's own colour of text."""
+    """The SVG element alone, in the page's own colour of text."""
     document = document[document.index("<svg") :]
     document = re.sub(r"\s*<metadata>.*?</metadata>", "", document, flags=re.DOTALL)
     return document.replace(INK, "currentColor")

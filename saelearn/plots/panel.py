@@ -121,7 +121,7 @@ def flipbook(
     label: str,
     options: Sequence[str],
     draw: Callable[[int], str],
-    alts: Sequence[str],
+    said: Sequence[str],
     picture: Moving,
     *,
     start: int = 0,
@@ -134,7 +134,7 @@ def flipbook(
         label: what the slider turns.
         options: what the slider shows at each place.
         draw: place -> the frame, see `Moving.frame`.
-        alts: what each frame shows, in words.
+        said: what each frame shows, in words.
         picture: the figure that `draw` changes.
         start: the place that is shown first.
         still: the place whose picture stands where no widget can.
@@ -145,7 +145,7 @@ def flipbook(
     check_whole(len(options), "number of frames", 1)
     start = check_whole(start, "start", 0, len(options) - 1)
     frames = [
-        {"svg": draw(at), "alt": alt} for at, alt in zip(range(len(options)), alts, strict=True)
+        {"svg": draw(at), "alt": alt} for at, alt in zip(range(len(options)), said, strict=True)
     ]
     draw(range(len(options))[still])
     slider = choice("place", label, options, start)
@@ -181,6 +181,8 @@ def _close_earlier(panel: Panel) -> None:
     before, panels = _OF_CELL.get(cell, (run, []))
     if before != run:
         for old in panels:
+            layout = old.layout  # a widget, too
             old.close()
+            layout.close()
         panels = []
     _OF_CELL[cell] = run, [*panels, panel]
