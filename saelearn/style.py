@@ -19,9 +19,6 @@ ACCENT = "#A8538A"  # a second series of the same kind, when one is not enough
 DIVERGING = "RdBu_r"  # centred on zero: blue negative, red positive
 SEQUENTIAL = "viridis"
 
-# JupyterLab's dark theme paints every other row of a table dark, under our dark words
-TABLE_ROW = "<tr style='background:#ffffff'>"
-
 # control codes, what turns the direction of writing, halves of characters; not line feed and tab
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"

@@ -74,8 +74,8 @@ class Verdict:
     def _repr_html_(self) -> str:
         mark, colour = MARKS[self.state]
         return (
-            f'<div role="status" style="border-left:6px solid {colour};background:#ffffff;'
-            f'color:#222222;padding:8px 14px;margin:4px 0;max-width:46em">'
+            f'<div role="status" style="border-left:6px solid {colour};'
+            f'padding:8px 14px;margin:4px 0;max-width:46em">'
             f"<b>{mark} {as_html(self.title)}</b><br>{as_html(self.message)}</div>"
         )
 

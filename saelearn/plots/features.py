@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from saelearn.errors import Refusal, brief, check_series
 from saelearn.plots.literal import literal
-from saelearn.style import CONTROL, FEATURE, RECONSTRUCTION, STEERED, TABLE_ROW, as_html, as_text
+from saelearn.style import CONTROL, FEATURE, RECONSTRUCTION, STEERED, as_html, as_text
 
 SHADES = 8  # steps of a token's background: few, so that machines agree
 
@@ -35,14 +35,14 @@ class Contexts:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"{TABLE_ROW}<td style='text-align:right;padding:2px 10px;color:#555555'>"
+            "<tr><td style='text-align:right;padding:2px 10px;opacity:0.8'>"
             f"{c.activations[c.center]:.1f}</td>"
             f"<td style='text-align:left;padding:2px'>{self._words(c)}</td></tr>"
             for c in self._contexts
         )
         return (
-            "<table style='background:#ffffff;color:#222222;border-collapse:collapse'>"
-            f"{TABLE_ROW}<th>peak</th><th style='text-align:left'>text</th></tr>{rows}</table>"
+            "<table style='border-collapse:collapse'>"
+            f"<tr><th>peak</th><th style='text-align:left'>text</th></tr>{rows}</table>"
         )
 
     def _words(self, context: Any) -> str:

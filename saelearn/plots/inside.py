@@ -25,7 +25,6 @@ from saelearn.style import (
     RECONSTRUCTION,
     SEQUENTIAL,
     STEERED,
-    TABLE_ROW,
     as_html,
     as_text,
 )
@@ -177,12 +176,10 @@ class Lens:
         body = ""
         for name, pairs in reversed(self._rows.items()):
             cells = (cell.format(0.5 * round(4 * p) / 4, as_html(w)) for w, p in pairs)
-            body += (
-                f"{TABLE_ROW}<th style='text-align:right'>{as_html(name)}</th>{''.join(cells)}</tr>"
-            )
+            body += f"<tr><th style='text-align:right'>{as_html(name)}</th>{''.join(cells)}</tr>"
         return (
-            "<table style='background:#ffffff;color:#222222;font-size:85%'>"
-            f"{body}{TABLE_ROW}<th style='text-align:right'>it has just read</th>{head}</tr>"
+            "<table style='font-size:85%'>"
+            f"{body}<tr><th style='text-align:right'>it has just read</th>{head}</tr>"
             "</table>"
         )
 
@@ -234,7 +231,7 @@ class Texts:
             before, word, after = map(as_html, text)
             hue = HUES[register % len(HUES)]
             rows += (
-                f"{TABLE_ROW}<td style='border-left:12px solid {hue};padding:2px 10px;"
+                f"<tr><td style='border-left:12px solid {hue};padding:2px 10px;"
                 f"text-align:left'>{as_html(self._registers[register])}</td>"
                 f"<td style='padding:2px 8px'>{value:.1f}</td>"
                 f"<td style='text-align:right;padding:2px'>{before}</td><td style='text-align:left;"
@@ -242,9 +239,7 @@ class Texts:
                 "</td></tr>"
             )
         head = "<th style='text-align:left'>register</th><th>peak</th><th></th><th></th>"
-        return (
-            f"<table style='background:#ffffff;color:#222222'>{TABLE_ROW}{head}</tr>{rows}</table>"
-        )
+        return f"<table><tr>{head}</tr>{rows}</table>"
 
     def __repr__(self) -> str:
         return "\n".join(

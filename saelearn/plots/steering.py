@@ -26,7 +26,6 @@ from saelearn.style import (
     FEATURE,
     RECONSTRUCTION,
     STEERED,
-    TABLE_ROW,
     as_html,
     as_text,
 )
@@ -240,13 +239,12 @@ class SideBySide:
         cell = "text-align:left;vertical-align:top;padding:6px 10px;max-width:26em"
         heads = "".join(f'<th style="{cell}">{as_html(title)}</th>' for title in self.columns)
         rows = "".join(
-            TABLE_ROW
+            "<tr>"
             + "".join(f'<td style="{cell}">{self._marked(str(text))}</td>' for text in row)
             + "</tr>"
             for row in zip(*self.columns.values(), strict=True)
         )
-        style = "background:#ffffff;color:#222222;border-collapse:collapse"
-        return f'<table style="{style}">{TABLE_ROW}{heads}</tr>{rows}</table>'
+        return f'<table style="border-collapse:collapse"><tr>{heads}</tr>{rows}</table>'
 
     def _marked(self, text: str) -> str:
         if not self.phrases:
