@@ -74,7 +74,7 @@ def test_every_figure_takes_its_text_literally(path):
 def test_text_on_a_figure_stands_as_it_is(draw, text):
     figure = draw(text)
     figure.canvas.draw()
-    shown = [t for t in figure.findobj(Text) if as_text(text) == t.get_text()]
+    shown = [t for t in figure.findobj(Text) if as_text(text).expandtabs(4) == t.get_text()]
     assert shown, "the text is there"
     assert not any(t.get_parse_math() for t in shown)
     plt.close(figure)

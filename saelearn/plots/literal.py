@@ -35,9 +35,13 @@ def take_literally(figure: Figure) -> None:
             labels = axis.get_majorticklabels() + axis.get_minorticklabels()
             computed |= {id(label) for label in labels}
         else:  # labels by hand are written again whenever the figure is drawn
-            axis.set_major_formatter(lambda x, at, written=written: as_text(written(x, at)))
+            axis.set_major_formatter(lambda x, at, written=written: _plain(written(x, at)))
             axis.get_majorticklabels()
     for text in figure.findobj(Text):
         if id(text) not in computed:
             text.set_parse_math(False)
-            text.set_text(as_text(text.get_text()))
+            text.set_text(_plain(text.get_text()))
+
+
+def _plain(text: str) -> str:
+    return as_text(text).expandtabs(4)  # fonts have no sign for a tab

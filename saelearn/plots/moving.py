@@ -35,7 +35,7 @@ RC = style.RC | {
 }
 _NAMELESS = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # nothing about who drew it
 
-_BLUE, _RED = (0.02, 0.31, 0.58), (0.7, 0.09, 0.17)
+_BLUE, _RED = (0.13, 0.44, 0.71), (0.84, 0.19, 0.15)
 SIGNED = LinearSegmentedColormap.from_list(
     "signed", [(0, (*_BLUE, 1)), (0.5, (*_BLUE, 0)), (0.5, (*_RED, 0)), (1, (*_RED, 1))]
 )
