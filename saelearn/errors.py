@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 
 import torch
@@ -92,6 +93,40 @@ def check_finite(x: Tensor, *, name: str = "activations") -> None:
         f"{n_nan} NaN and {n_inf} infinite of {x.numel()} values",
         "look for overflow in half precision, a division by zero, or uninitialised memory",
     )
+
+
+def check_series(values: Iterable, name: str, *, least: int = 0) -> list:
+    """Return `values` as a list if they are several things in a row; else refuse.
+
+    One text is no row of letters, and one thing no row of its parts: `[x]` makes it a row.
+
+    Args:
+        least: how many there have to be.
+    """
+    single = isinstance(values, str | bytes | Mapping | Iterator) or not isinstance(
+        values, Iterable
+    )
+    if single or (isinstance(values, Tensor) and values.ndim == 0):
+        raise Refusal(f"{name} as a list", brief(values), "put a single one into brackets: [x]")
+    values = list(values)
+    if len(values) < least:
+        raise Refusal(f"at least {least} of {name}", f"{len(values)}")
+    return values
+
+
+def check_named(values: Mapping, name: str, *, least: int = 0) -> Mapping:
+    """Return `values` if it is a mapping from names to things, `least` of them; else refuse."""
+    if not isinstance(values, Mapping):
+        raise Refusal(f"{name} by name, as a dict", brief(values), "{'a name': ...}")
+    if len(values) < least:
+        raise Refusal(f"at least {least} of {name}", f"{len(values)}")
+    return values
+
+
+def brief(value: object) -> str:
+    """What a value is, for a message: its type, and its repr if that is short."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def check_range(value: float, name: str, low: float, high: float = float("inf")) -> float:

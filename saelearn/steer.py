@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saelearn.errors import Refusal, check_finite, check_width
+from saelearn.errors import (
+    Refusal,
+    brief,
+    check_finite,
+    check_named,
+    check_range,
+    check_series,
+    check_width,
+)
 from saelearn.lm import LM, Edit, made_for
 from saelearn.sae import SAE
 
@@ -156,7 +164,19 @@ def dose_response(
         prompt: what every text begins with.
         n: texts for each point.
         positions: which positions are steered.
+
+    Raises:
+        Refusal: no directions by name, strengths that are no list of finite numbers, a `unit` that
+            is none above 0, or a `measure` that does not give numbers by name.
     """
+    check_named(directions, "directions", least=1)
+    strengths = check_series(strengths, "strengths", least=1)
+    for strength in strengths:
+        _check_number(strength, "strength")
+    _check_number(unit, "unit")
+    check_range(float(unit), "unit", 1e-30)
+    if not callable(measure):
+        raise Refusal("measure as a function of generated tokens", brief(measure))
     measured: dict[str, dict[str, list[float]]] = {name: {} for name in directions}
     points = [(name, s) for name in directions for s in strengths]
     for name, strength in tqdm(points, desc="dose and response", disable=not progress):
@@ -164,6 +184,10 @@ def dose_response(
         tokens_NT = lm.generate(
             prompt, max_new_tokens=max_new_tokens, n=n, seed=seed, edits={site: edit}
         )
-        for quantity, value in measure(tokens_NT).items():
-            measured[name].setdefault(quantity, []).append(value)
+        for quantity, value in check_named(measure(tokens_NT), "measured quantities").items():
+            try:
+                measured[name].setdefault(quantity, []).append(float(value))
+            except (TypeError, ValueError):
+                got = f"{quantity}: {brief(value)}"
+                raise Refusal("a number for each measured quantity", got) from None
     return DoseResponse(list(strengths), measured)

@@ -1,4 +1,4 @@
-"""One palette, one meaning per colour, for matplotlib and plotly alike.
+"""One palette, one meaning per colour; and how text gets into HTML and into figures.
 
 The hues are Okabe and Ito's (2008), told apart by colour-blind readers; each reaches a contrast
 of 3:1 on white. Figures have an opaque white ground, so that they read on dark themes too.
@@ -6,7 +6,8 @@ of 3:1 on white. Figures have an opaque white ground, so that they read on dark 
 
 from __future__ import annotations
 
-from typing import Any
+import html
+import re
 
 DATA = "#333333"  # what is given: inputs, true features
 RECONSTRUCTION = "#0072B2"  # what a model gives back
@@ -18,8 +19,10 @@ ACCENT = "#A8538A"  # a second series of the same kind, when one is not enough
 DIVERGING = "RdBu_r"  # centred on zero: blue negative, red positive
 SEQUENTIAL = "viridis"
 
-# JupyterLab's dark theme paints every other row of a table dark, under our dark words
-TABLE_ROW = "<tr style='background:#ffffff'>"
+# control codes, what turns the direction of writing, halves of characters; not line feed and tab
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 RC = {
     "figure.facecolor": "white",
@@ -42,29 +45,21 @@ RC = {
 }
 
 
+def as_html(text: object) -> str:
+    """Any text as HTML that shows it as it stands: nothing in it is markup, control codes are seen.
+
+    The only way in which text gets into HTML; for figures see `plots.literal`.
+    """
+    return html.escape(as_text(text)).replace("\n", "<br>")
+
+
+def as_text(text: object) -> str:
+    """Any text with its control codes made visible (not line feed, tab): terminals obey them."""
+    return _UNSEEN.sub(lambda sign: f"\\u{ord(sign[0]):04x}", str(text))
+
+
 def use() -> None:
-    """Apply the course's look to matplotlib and plotly. The first cell of every lesson calls it."""
+    """Apply the course's look to matplotlib. The first cell of every lesson calls it."""
     import matplotlib as mpl
-    import plotly.io as pio
 
     mpl.rcParams.update(RC)
-    pio.templates["saelearn"] = plotly_template()
-    pio.templates.default = "saelearn"
-
-
-def plotly_template() -> Any:
-    """The same look as a plotly template."""
-    import plotly.graph_objects as go
-
-    axis = {"showline": True, "linecolor": "#555555", "ticks": "outside", "zeroline": False}
-    return go.layout.Template(
-        layout={
-            "paper_bgcolor": "white",
-            "plot_bgcolor": "white",
-            "font": {"color": "#222222", "size": 12},
-            "colorway": [RECONSTRUCTION, FEATURE, STEERED, ACCENT, DATA, CONTROL],
-            "xaxis": axis,
-            "yaxis": axis,
-            "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
-        }
-    )

@@ -21,7 +21,7 @@ from saelearn.course.versions import is_claim
 
 EXEMPT = "nbval-ignore-output"
 EXEMPT_SHARE = 0.15  # of a lesson's code cells
-FIGURES = {"image/png", "image/svg+xml", "image/jpeg", "application/vnd.plotly.v1+json"}
+FIGURES = {"image/png", "image/svg+xml", "image/jpeg"}
 MAX_LINES = 20  # of a code cell, markers not counted
 SHOULD = {
     "cells": (45, 75),

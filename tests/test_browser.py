@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import io
+import os
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
 import pytest
 
 from saelearn.tiny import dial
@@ -38,14 +43,51 @@ DARK = """() => window.jupyterapp.commands.execute(
 PATIENCE = 240_000  # milliseconds, for a whole lesson on a busy machine
 
 
+SIZES = [(1280, 800), (1024, 768)]  # laptops; JupyterLab's sidebar stays open
+CELLS = {
+    "from saelearn": "from saelearn.widgets import L1Dial, ToyDial",
+    "ToyDial(": "ToyDial(start=1.0)",
+    "the_dial": "the_dial = L1Dial(start=0.3)\nthe_dial",
+    "import torch": """import torch
+from saelearn.plots import autoencoders
+x_ND = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+autoencoders.line_dial(x_ND - x_ND.mean(0), range(0, 180, 10))""",
+}
+"""How a cell begins -> a cell of a small notebook: the dials of lessons 02, 05 and 01 alone."""
+MOVES = """async ([at, n]) => {
+    // the time from a move to the changed picture, n times, in milliseconds
+    const panel = [...document.querySelectorAll('.saelearn-panel')].find(p => p.querySelector(at));
+    const input = panel.querySelector('input[type=range]');
+    const picture = panel.querySelector('.picture').shadowRoot;
+    const times = [];
+    for (let i = 0; i < n; i++) {
+        const changed = new Promise((done) => {
+            new MutationObserver((_, watch) => { watch.disconnect(); done(); })
+                .observe(picture.lastElementChild, { childList: true });
+        });
+        const start = performance.now();
+        input.value = 3 + i % 7;
+        input.dispatchEvent(new Event('input'));
+        await changed;
+        times.push(performance.now() - start);
+        await new Promise((done) => setTimeout(done, 100));
+    }
+    return times;
+}"""
+
+
 @contextlib.contextmanager
-def browser_page(chromium_path: str) -> Iterator[Any]:
+def browser_page(chromium_path: str, size: tuple[int, int] = SIZES[0]) -> Iterator[Any]:
+    """A page; errors that its console shows by the end fail the test."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium_path, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1500})
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]})
         page.set_default_timeout(PATIENCE)
+        page.errors = []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("console", lambda said: said.type == "error" and page.errors.append(said.text))
         try:
             yield page
         finally:
@@ -62,50 +104,67 @@ def eventually(read: Callable[[], Any], right: Callable[[Any], bool], seconds: f
 
 
 class Eyes:
-    """What a reader sees of the L1 dial."""
+    """What a reader sees and does of one panel: the one whose cell begins so.
 
-    def __init__(self, page: Any):
-        self.page = page
+    Args:
+        start: the cell's first words.
+        within: the panel's place in the page, if not in a cell.
+    """
+
+    def __init__(self, page: Any, start: str):
+        self.page, self.start = page, start
+        cell = page.locator(".jp-CodeCell", has=page.locator(".saelearn-panel"))
+        self.panel = cell.filter(has_text=start).locator(".saelearn-panel")
+
+    def show(self) -> Eyes:
+        """Bring it into view; cells out of sight are taken out of the page."""
+
+        def seen() -> int:
+            self.page.evaluate(SHOW_CELL, self.start)
+            return self.panel.count()
+
+        eventually(seen, lambda count: count == 1, seconds=120)
+        return self
+
+    def slider(self, i: int = 0) -> Any:
+        return self.panel.get_by_role("slider").nth(i)
+
+    def readout(self, i: int = 0) -> str:
+        return self.panel.locator("output").nth(i).inner_text()
+
+    def said(self) -> str:
+        """What a screen reader says of the picture."""
+        return self.panel.locator(".picture").get_attribute("aria-label")
+
+    def marks(self, name: str) -> list[list[float]]:
+        """Where the marks of a name are drawn, in the picture's units."""
+        return self.panel.locator(".picture").evaluate(
+            """(host, name) => [...host.shadowRoot.querySelectorAll(`g#${name} use`)].map(
+                use => [Number(use.getAttribute('x')), Number(use.getAttribute('y'))])""",
+            name,
+        )
 
     def rows(self) -> list[dict[str, str]]:
-        """The table's rows of numbers."""
-        lines = self.page.locator("table.l1-dial tr:has(td)").all()
-        return [
-            {td.get_attribute("data-number"): td.inner_text() for td in line.locator("td").all()}
-            | {"name": line.locator("th").inner_text()}
-            for line in lines
-        ]
-
-    def marker(self) -> tuple[float, float]:
-        """Where the large marker stands on the curve of error against L0, in pixels."""
-        markers = self.page.locator(".js-plotly-plot .subplot.x4y4 .points path.point").all()
-        match = re.search(
-            r"translate\(([-\d.]+),\s*([-\d.]+)\)", markers[0].get_attribute("transform")
+        """The table's rows of numbers, in one go: it may be exchanged between two looks."""
+        return self.panel.locator("table").first.evaluate(
+            """table => [...table.querySelectorAll('tr')].slice(1).map(row => ({
+                ...Object.fromEntries([...row.querySelectorAll('td')].map(
+                    td => [td.dataset.number, td.innerText])),
+                name: row.querySelector('th').innerText }))"""
         )
-        return float(match[1]), float(match[2])
 
-    def curve(self) -> str:
-        """The path of the curve that the marker moves along."""
-        lines = self.page.locator(".js-plotly-plot .subplot.x4y4 path.js-line").all()
-        return lines[0].get_attribute("d")
+    def pull(self, share: float) -> None:
+        """Take the first slider's handle with the mouse to a share of its length."""
+        box = self.slider().bounding_box()
+        y = box["y"] + box["height"] / 2
+        now, most = self.slider().evaluate("s => [Number(s.value), Number(s.max)]")
+        self.page.mouse.move(box["x"] + 8 + (box["width"] - 16) * now / most, y)
+        self.page.mouse.down()
+        self.page.mouse.move(box["x"] + 8 + (box["width"] - 16) * share, y, steps=8)
+        self.page.mouse.up()
 
-    def readout(self) -> str:
-        return self.page.locator(".widget-slider .widget-readout").first.inner_text()
-
-
-def drag(page: Any, pixels: float) -> None:
-    """Take the first slider's handle and pull it sideways."""
-    pull(page, page.locator(".widget-slider .noUi-handle").first, pixels)
-
-
-def pull(page: Any, handle: Any, pixels: float) -> None:
-    """Take a slider's handle and pull it sideways."""
-    box = handle.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + pixels, y, steps=8)
-    page.mouse.up()
+    def active_cell(self) -> int:
+        return self.page.evaluate("window.jupyterapp.shell.currentWidget.content.activeCellIndex")
 
 
 def written(numbers: dial.Numbers) -> dict[str, str]:
@@ -121,243 +180,315 @@ def written(numbers: dial.Numbers) -> dict[str, str]:
     }
 
 
-def expected_marker(page: Any, numbers: dial.Numbers) -> tuple[float, float]:
-    """Where plotly's own axes put a setting, in pixels."""
-    return tuple(
-        page.evaluate(
-            """([x, y]) => {
-                const full = document.querySelector('.js-plotly-plot')._fullLayout;
-                return [full.xaxis4.d2p(x), full.yaxis4.d2p(y)];
-            }""",
-            [numbers.l0, numbers.unexplained],
-        )
-    )
+SWEEP = {f"{p.numbers.l1_coefficient:g}": p.numbers for p in dial.load_sweep()}
 
 
 @contextlib.contextmanager
-def opened(name: str, table: str, folder: Path, jupyterlab: Any, chromium: str) -> Iterator[Any]:
-    """A lesson in JupyterLab, all its cells run, the widget with that table in view."""
-    folder.mkdir()
-    shutil.copy(ROOT / "notebooks" / name, folder)
+def opened(notebook: Path, folder: Path, jupyterlab: Any, chromium: str) -> Iterator[Any]:
+    """A notebook in JupyterLab, all its cells run."""
+    folder.mkdir(exist_ok=True)
+    if notebook.parent != folder:
+        shutil.copy(notebook, folder)
     lab = jupyterlab(folder)
     with browser_page(chromium) as page:
-        page.goto(lab.address(name))
-        page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget")
+        page.goto(lab.address(notebook.name))
+        ready(page)
         page.evaluate(RUN_ALL)
-        page.wait_for_selector(table, state="attached")
-        page.locator(table).scroll_into_view_if_needed()
         yield page
+
+
+def ready(page: Any) -> None:
+    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget")
+    page.evaluate(
+        "async () => { const w = window.jupyterapp.shell.currentWidget; await w.context.ready;"
+        " await w.sessionContext.ready; await w.sessionContext.session.kernel.info; }"
+    )
 
 
 @pytest.fixture
-def lesson_05(tmp_path, jupyterlab, chromium_path) -> Iterator[Any]:
-    """Lesson 05 with the L1 dial in view."""
-    lesson = ("05_l1_dial.ipynb", "table.l1-dial")
-    with opened(*lesson, tmp_path / "lessons", jupyterlab, chromium_path) as page:
-        page.wait_for_selector(".js-plotly-plot .subplot.x4y4 path.point", state="attached")
-        page.locator(".js-plotly-plot").scroll_into_view_if_needed()
+def dials(tmp_path, jupyterlab, chromium_path) -> Iterator[Any]:
+    """The dials in a small notebook of their own, all shown."""
+    folder = tmp_path / "lessons"
+    folder.mkdir()
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS.values()]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata=kernel)  # or JupyterLab would ask
+    nbformat.write(notebook, folder / "dials.ipynb")
+    with opened(folder / "dials.ipynb", folder, jupyterlab, chromium_path) as page:
+        for start in list(CELLS)[1:]:
+            Eyes(page, start).show()
         yield page
 
 
-def test_the_dial_in_a_browser(lesson_05, tmp_path):
-    page, eyes = lesson_05, Eyes(lesson_05)
-    sweep = {f"{p.numbers.l1_coefficient:g}": p.numbers for p in dial.load_sweep()}
-    assert eyes.readout() == "0.3"
-    assert eyes.rows() == [written(sweep["0.3"])]
-    assert eyes.marker() == pytest.approx(expected_marker(page, sweep["0.3"]), abs=1)
-    curve = eyes.curve()
-    page.screenshot(path=tmp_path / "start.png")
-
-    drag(page, -120)
-    readout = eventually(eyes.readout, lambda text: text != "0.3")
-    assert float(readout) < 0.3
-    eventually(eyes.rows, lambda rows: rows == [written(sweep[readout])])
-    target = pytest.approx(expected_marker(page, sweep[readout]), abs=1)
-    eventually(eyes.marker, lambda place: place == target)
-    assert eyes.curve() == curve, "the curve stays, the marker moves along it"
-    page.screenshot(path=tmp_path / "dragged.png")
-
-    page.locator(".widget-slider .noUi-handle").first.press("ArrowRight")
-    after = eventually(eyes.readout, lambda text: text != readout)
-    assert float(after) > float(readout)
-    eventually(eyes.rows, lambda rows: rows == [written(sweep[after])])
-
-    train_anew(page, eyes, sweep[after])
-    page.screenshot(path=tmp_path / "anew.png")
-
-
-def train_anew(page: Any, eyes: Eyes, stored: dial.Numbers) -> None:
-    """Press the button: it is disabled meanwhile, and in the end both rows of numbers agree."""
-    button = page.get_by_role("button", name="train anew")
-    button.click()
-    eventually(button.is_disabled, bool)
-    first, anew = eventually(eyes.rows, lambda rows: len(rows) == 2, seconds=PATIENCE / 1000)
-    assert first == written(stored)
-    assert anew["name"] == "trained anew"
-    assert float(anew["l0"]) == pytest.approx(stored.l0, rel=0.05)
-    assert float(anew["unexplained"]) == pytest.approx(stored.unexplained, abs=0.01)
-    assert float(anew["gamma"]) == pytest.approx(stored.gamma, abs=0.01)
-    assert int(anew["n_recovered"]) == pytest.approx(stored.n_recovered, abs=2)
-    eventually(button.is_disabled, lambda disabled: not disabled)
-    assert page.locator(".jp-RenderedText[data-mime-type*='stderr']").count() == 0
+def test_dials_fit_the_screen_in_both_themes(dials, tmp_path):
+    page = dials
+    for dark in (False, True):
+        if dark:
+            page.evaluate(DARK)
+            page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
+        for width, height in SIZES:
+            page.set_viewport_size({"width": width, "height": height})
+            assert page.locator("#jp-left-stack").bounding_box()["width"] > 200, "sidebar open"
+            for start in list(CELLS)[1:]:
+                eyes = Eyes(page, start).show()
+                panel = eyes.panel
+                room = page.locator(".jp-WindowedPanel-outer").bounding_box()
+                top = eyes.slider().bounding_box()["y"]
+                picture = panel.locator(".picture").bounding_box()
+                both = picture["y"] + picture["height"] - top
+                assert both < room["height"], f"{start}: {both} of {room['height']} pixels"
+                wide = panel.evaluate("p => [p.scrollWidth, p.clientWidth]")
+                assert wide[0] <= wide[1], f"{start} at {width}: {wide}"
+                assert picture["width"] > 0.6 * wide[1], "and the picture uses the room"
+                assert contrast(panel) > 7
+                ground = middle_grey(panel.locator(".picture"))
+                assert ground < 0.2 if dark else ground > 0.95, "no white block on a dark page"
+                page.screenshot(path=tmp_path / f"{start[:5]}-{width}-{'dark' if dark else ''}.png")
+    assert not page.errors
 
 
-class ToyEyes:
-    """What a reader sees of the sparsity dial."""
+def middle_grey(place: Any) -> float:
+    """The median of what is on the screen there, from 0 (black) to 1 (white)."""
+    seen = plt.imread(io.BytesIO(place.screenshot()), format="png")
+    return float(np.median(seen[..., :3].mean(-1)))
 
-    def __init__(self, page: Any):
-        self.page = page
-        self.cell = page.locator(".jp-Cell", has=page.locator("table.toy-dial"))
 
-    def slider(self, i: int = 0) -> Any:
-        return self.cell.locator(".widget-slider").nth(i).locator(".noUi-handle")
+def contrast(panel: Any) -> float:
+    """Contrast of the panel's text with what shines through it, by the web's definition."""
+    return panel.evaluate(
+        """panel => {
+            const solid = (node) => {
+                const colour = getComputedStyle(node).backgroundColor;
+                return /^rgba.*, 0\\)$/.test(colour) ? solid(node.parentElement) : colour;
+            };
+            const light = (colour) => {
+                const parts = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255).map(
+                    v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+                return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+            };
+            const text = light(getComputedStyle(panel).color);
+            const ground = light(solid(panel.querySelector('.picture')));
+            return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+        }"""
+    )
 
-    def readout(self, i: int = 0) -> str:
-        return self.cell.locator(".widget-slider .widget-readout").nth(i).inner_text()
 
-    def row(self) -> dict[str, str]:
-        """The numbers by name, and the setting that they belong to."""
-        # in one go: the table may be exchanged between two looks
-        return self.cell.locator("table.toy-dial").evaluate(
-            """table => {
-                const fields = [...table.querySelectorAll('td')];
-                const row = fields.map(td => [td.dataset.number, td.innerText]);
-                const name = table.querySelector('th[scope=row]').innerText;
-                return { ...Object.fromEntries(row), name };
-            }"""
+def test_dials_are_driven_by_mouse_and_keys_and_have_names(dials, tmp_path):
+    page, eyes = dials, Eyes(dials, "the_dial").show()
+    assert eyes.rows() == [written(SWEEP["0.3"])]
+    for role, name in (("slider", "L1 coefficient λ"), ("spinbutton", "seed")):
+        assert eyes.panel.get_by_role(role, name=name).count() == 1
+    assert eyes.panel.get_by_role("img", name="Four pictures at λ = 0.3").count() == 1
+    before = eyes.marks("frontier")
+    eyes.pull(0.2)
+    readout = eventually(eyes.readout, lambda text: float(text) < 0.1)
+    eventually(eyes.rows, lambda rows: rows == [written(SWEEP[readout])])
+    assert eventually(lambda: eyes.marks("frontier"), lambda now: now != before)
+    assert f"λ = {readout}" in eyes.said()
+    cell = eyes.active_cell()
+    for key, further in (("ArrowRight", 1), ("ArrowUp", 1), ("ArrowLeft", -1), ("ArrowDown", -1)):
+        here = list(SWEEP).index(eyes.readout())
+        eyes.slider().press(key)
+        there = eventually(eyes.readout, lambda text: text == list(SWEEP)[here + further])  # noqa: B023
+        eventually(eyes.rows, lambda rows: rows == [written(SWEEP[there])])  # noqa: B023
+    eyes.slider().press("j")
+    assert eyes.active_cell() == cell, "the notebook's own keys do not act on a slider"
+    flip = Eyes(page, "import torch").show()
+    flip.slider().press("End")
+    assert flip.readout() == "170°"
+    eventually(flip.said, lambda text: "170°" in text)
+    assert not page.errors
+
+
+def test_how_fast_pictures_follow(dials):
+    page, found = dials, {}
+    for start, table in (("the_dial", "table.l1-dial"), ("ToyDial(", "table.toy-dial")):
+        Eyes(page, start).show()
+        page.evaluate(MOVES, [table, 3])  # what is done once is done
+        found[start] = statistics.median(page.evaluate(MOVES, [table, 20]))
+    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    print(f"\nmove to picture, median of 20, in ms: {found}; load {load:.1f} a core")
+    # on an idle machine 150 ms; where others work as well, each of them takes its share
+    assert max(found.values()) < 150 * max(1.0, 4 * load)
+
+
+def shows_and_moves(eyes: Eyes) -> None:
+    """The figure is there, and follows its slider."""
+    eyes.show()
+    eventually(lambda: eyes.panel.locator(".picture").bounding_box()["height"], lambda h: h > 100)
+    assert eyes.said()
+    before, readout = eyes.said(), eyes.readout()
+    eyes.slider().press("ArrowRight")
+    eventually(eyes.readout, lambda text: text != readout)
+    eventually(eyes.said, lambda text: text != before)
+
+
+def test_dials_outlive_a_reload_a_closed_tab_and_serve_two_views(dials, tmp_path):
+    page = dials
+    eyes = [Eyes(page, start) for start in list(CELLS)[1:]]
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.reload()
+    ready(page)
+    for each in eyes:
+        shows_and_moves(each)
+    page.screenshot(path=tmp_path / "reloaded.png")
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.close()")
+    eventually(lambda: page.locator(".jp-Notebook").count(), lambda count: count == 0)
+    page.evaluate(
+        "p => window.jupyterapp.commands.execute('docmanager:open', {path: p})", "dials.ipynb"
+    )
+    ready(page)
+    for each in eyes:
+        shows_and_moves(each)
+    Eyes(page, "the_dial").show()
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:create-output-view')")
+    views = page.locator(".picture[aria-label^='Four pictures']")
+    eventually(views.count, lambda count: count == 2)
+    second = page.locator(".jp-LinkedOutputView .saelearn-panel")
+    before = second.locator(".picture").get_attribute("aria-label")
+    second.get_by_role("slider").press("ArrowLeft")
+    said = eventually(
+        lambda: [view.get_attribute("aria-label") for view in views.all()],
+        lambda said: len(set(said)) == 1 and said[0] != before,
+    )
+    assert len(said) == 2
+    page.screenshot(path=tmp_path / "views.png")
+
+
+def test_a_reader_is_told_when_the_kernel_is_busy_and_when_it_is_gone(dials, tmp_path):
+    page, eyes = dials, Eyes(dials, "the_dial").show()
+    page.evaluate(
+        "() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
+        ".requestExecute({code: 'import time; time.sleep(8)'}); }"
+    )
+    before = eyes.said()
+    eyes.slider().press("ArrowLeft")
+    wait = eyes.panel.get_by_role("status").filter(has_text="The picture waits")
+    eventually(wait.count, lambda count: count == 1, seconds=6)
+    assert eyes.said() == before
+    page.screenshot(path=tmp_path / "busy.png")
+    eventually(eyes.said, lambda text: text != before)
+    eventually(wait.count, lambda count: count == 0)
+    assert eyes.rows() == [written(SWEEP[eyes.readout()])]
+
+    page.evaluate(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
+    )
+    for start in ("the_dial", "ToyDial("):
+        eyes = Eyes(page, start).show()
+        gone = eyes.panel.get_by_role("alert").filter(has_text="Run its cell again")
+        eventually(gone.count, lambda count: count == 1)
+        assert eyes.slider().is_disabled()
+    icons = page.locator(".jp-OutputArea *").evaluate_all(
+        "all => all.map(node => getComputedStyle(node, '::before').content)"
+    )
+    shown = {icon for icon in icons if icon not in ("none", "normal", '""')}
+    assert not shown, "no broken link, or other sign"
+    page.screenshot(path=tmp_path / "restarted.png")
+    shows_and_moves(Eyes(page, "import torch"))  # its frames are all here
+
+
+def test_a_cell_that_is_run_again_leaves_nothing_behind(dials):
+    page = dials
+    cdp = page.context.new_cdp_session(page)
+
+    def weight() -> tuple[float, int]:
+        cdp.send("HeapProfiler.collectGarbage")
+        comms = page.evaluate(
+            "async () => { const k = window.jupyterapp.shell.currentWidget.sessionContext.session"
+            ".kernel; const r = await k.requestCommInfo({target_name: 'jupyter.widget'});"
+            " return Object.keys(r.content.comms).length; }"
         )
+        return cdp.send("Runtime.getHeapUsage")["usedSize"], comms
 
-    def features(self) -> list[str]:
-        """The numbers on the arrows that are long enough to have one."""
-        texts = self.cell.locator(".js-plotly-plot .subplot.xy .textpoint text").all_text_contents()
-        return sorted(text for text in texts if text.strip())
-
-    def angles(self) -> list[float]:
-        """Degrees between neighbouring arrows, from where their tips are drawn."""
-        return self.cell.locator(".js-plotly-plot").evaluate(
-            """plot => {
-                const { xaxis, yaxis } = plot._fullLayout;
-                const tips = [...plot.querySelectorAll('.subplot.xy .points path.point')];
-                const turns = tips.map(tip => {
-                    const [x, y] = tip.getAttribute('transform').match(/[-\\d.]+/g).map(Number);
-                    return Math.atan2(yaxis.d2p(0) - y, x - xaxis.d2p(0)) * 180 / Math.PI;
-                }).sort((a, b) => a - b);
-                return turns.map((t, i) => (turns[(i + 1) % turns.length] - t + 360) % 360);
-            }"""
-        )
+    for start in ("the_dial", "ToyDial("):
+        Eyes(page, start).show()
+        heap, comms = weight()
+        for _ in range(10):
+            page.evaluate(
+                "async () => { const a = window.jupyterapp; await a.commands.execute("
+                "'notebook:run-cell'); }"
+            )
+        Eyes(page, start).show()
+        after, open_comms = weight()
+        print(f"\n{start} heap {heap / 1e6:.0f} -> {after / 1e6:.0f} MB, comms {open_comms}")
+        assert after < 1.2 * heap
+        assert open_comms == comms
+    assert not page.errors
 
 
-@pytest.fixture
-def lesson_02(tmp_path, jupyterlab, chromium_path) -> Iterator[Any]:
-    """Lesson 02 with the sparsity dial in view."""
-    lesson = ("02_superposition.ipynb", "table.toy-dial")
-    with opened(*lesson, tmp_path / "lessons", jupyterlab, chromium_path) as page:
-        points = ToyEyes(page).cell.locator(".js-plotly-plot .subplot.xy path.point")
-
-        def drawn() -> int:
-            # cells out of sight are taken out of the page, and late outputs above push this one out
-            page.evaluate(SHOW_CELL, "ToyDial(")
-            return points.count()
-
-        eventually(drawn, lambda count: count == 5, seconds=120)
-        yield page
-
-
-def test_the_sparsity_dial_retrains_live_in_a_browser(lesson_02, tmp_path):
-    page, eyes = lesson_02, ToyEyes(lesson_02)
-    assert eyes.readout() == "1"
-    dense = eyes.row()
-    assert (dense["name"], dense["kept"]) == ("p = 1, × 0.8", "2 of 5")
-    assert eyes.features() == ["0", "1"]
-    page.screenshot(path=tmp_path / "dense.png")
-
-    pull(page, eyes.slider(), 600)
-    eventually(eyes.readout, lambda text: text == "0.01")
-    sparse = eventually(eyes.row, lambda row: row["name"] == "p = 0.01, × 0.8")
-    assert sparse["kept"] == "5 of 5"
-    assert float(sparse["loss"]) < float(dense["loss"])
-    assert float(sparse["seconds"].removesuffix(" s")) < 5, "0.1 s where nothing else runs"
-    eventually(eyes.features, lambda numbers: numbers == list("01234"))
-    assert eyes.angles() == pytest.approx([72] * 5, abs=6), "a pentagon"
-    page.screenshot(path=tmp_path / "sparse.png")
-
-    for _ in range(6):
-        eyes.slider().press("ArrowLeft")
-    p = eventually(eyes.readout, lambda text: text == "0.15")
-    row = eventually(eyes.row, lambda row: row["name"] == f"p = {p}, × 0.8")
-    assert row["kept"] == "4 of 5"
-    eventually(eyes.features, lambda numbers: numbers == list("0123"))
-    eyes.slider(1).press("ArrowLeft")
-    equal = eyes.readout(1)
-    row = eventually(eyes.row, lambda row: row["name"] == f"p = {p}, × {equal}")
-    assert row["kept"] == "5 of 5"
-    eventually(eyes.features, lambda numbers: numbers == list("01234"))
-    assert page.locator(".jp-RenderedText[data-mime-type*='stderr']").count() == 0
-
-    page.evaluate(DARK)
-    page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
-    page.screenshot(path=tmp_path / "dark.png")
+def test_the_l1_dial_in_its_lesson(tmp_path, jupyterlab, chromium_path):
+    lesson = ROOT / "notebooks" / "05_l1_dial.ipynb"
+    with opened(lesson, tmp_path / "lessons", jupyterlab, chromium_path) as page:
+        eyes = Eyes(page, "the_dial").show()
+        assert eyes.readout() == "0.3"
+        eyes.panel.get_by_role("button", name="train anew").click()
+        button = eyes.panel.get_by_role("button", name="train anew")
+        eventually(button.is_disabled, bool)
+        first, anew = eventually(eyes.rows, lambda rows: len(rows) == 2, seconds=PATIENCE / 1000)
+        stored = SWEEP["0.3"]
+        assert first == written(stored)
+        assert anew["name"] == "trained anew, seed 0"
+        assert float(anew["l0"]) == pytest.approx(stored.l0, rel=0.05)
+        assert float(anew["unexplained"]) == pytest.approx(stored.unexplained, abs=0.01)
+        assert int(anew["n_recovered"]) == pytest.approx(stored.n_recovered, abs=2)
+        eventually(button.is_disabled, lambda disabled: not disabled)
+        assert len(eyes.marks("anew")) == 1
+        eyes.slider().press("ArrowRight")
+        eventually(eyes.rows, lambda rows: len(rows) == 1)
+        assert "wherever the slider stands at 0.3" in eyes.panel.inner_text()
+        page.screenshot(path=tmp_path / "anew.png")
+        assert page.locator(".jp-RenderedText[data-mime-type*='stderr']").count() == 0
 
 
-class ConsoleEyes:
-    """What a reader sees of the steering console."""
-
-    def __init__(self, page: Any):
-        self.page = page
-        self.cell = page.locator(".jp-Cell", has=page.locator("table.steering-console"))
-
-    def handle(self) -> Any:
-        return self.cell.locator(".widget-slider .noUi-handle")
-
-    def readout(self) -> str:
-        return self.cell.locator(".widget-slider .widget-readout").inner_text()
-
-    def rows(self) -> dict[str, int]:
-        """Title of a row -> how many texts speak of the thing."""
-        # in one go: the table may be exchanged between two looks
-        found = self.cell.locator("table.steering-console").evaluate(
-            """table => [...table.querySelectorAll('tr')].slice(1).map(row => [
-                row.querySelector('th').innerText,
-                row.querySelector('[data-number=mentions]').innerText,
-            ])"""
-        )
-        return {title: int(text.split(" of ")[0]) for title, text in found}
-
-    def marked(self) -> int:
-        """How often the thing is marked in the left column of texts."""
-        left = self.cell.locator("table:not(.steering-console) td:nth-child(1) b")
-        return left.count()
+def test_the_sparsity_dial_retrains_live_in_its_lesson(tmp_path, jupyterlab, chromium_path):
+    lesson = ROOT / "notebooks" / "02_superposition.ipynb"
+    with opened(lesson, tmp_path / "lessons", jupyterlab, chromium_path) as page:
+        eyes = Eyes(page, "ToyDial(start").show()
+        (dense,) = eyes.rows()
+        assert (dense["name"], dense["kept"]) == ("p = 1, × 0.8", "2 of 5")
+        assert (len(eyes.marks("kept")), len(eyes.marks("lost"))) == (2, 3)
+        eyes.pull(1.0)
+        eventually(eyes.readout, lambda text: text == "0.01")
+        (sparse,) = eventually(eyes.rows, lambda rows: rows[0]["name"] == "p = 0.01, × 0.8")
+        assert sparse["kept"] == "5 of 5"
+        assert float(sparse["loss"]) < float(dense["loss"])
+        assert len(eyes.marks("kept")) == 5
+        for _ in range(6):
+            eyes.slider().press("ArrowLeft")
+        assert eventually(eyes.readout, lambda text: text == "0.15")
+        (row,) = eventually(eyes.rows, lambda rows: rows[0]["name"] == "p = 0.15, × 0.8")
+        assert row["kept"] == "4 of 5"
+        eyes.slider(1).press("ArrowLeft")
+        equal = eventually(lambda: eyes.readout(1), lambda text: text != "0.8")
+        (row,) = eventually(eyes.rows, lambda rows: rows[0]["name"] == f"p = 0.15, × {equal}")
+        assert row["kept"] == "5 of 5"
+        page.screenshot(path=tmp_path / "toy.png")
+        assert page.locator(".jp-RenderedText[data-mime-type*='stderr']").count() == 0
 
 
-def test_the_steering_console_in_a_browser(tmp_path, jupyterlab, chromium_path):
-    lesson = ("00_start_here.ipynb", "table.steering-console")
-    with opened(*lesson, tmp_path / "lessons", jupyterlab, chromium_path) as page:
-        eyes = ConsoleEyes(page)
-
-        def seen() -> int:
-            # late outputs above push the cell out of sight, and such cells are taken away
-            page.evaluate(SHOW_CELL, "the_console =")
-            return eyes.cell.locator("table.steering-console").count()
-
-        eventually(seen, lambda count: count == 1, seconds=120)
-        assert eyes.readout() == "0"
-        assert eyes.rows().keys() == {
-            "golden retriever, strength 0",
-            "random direction, strength 0",
-        }
-        page.screenshot(path=tmp_path / "plain.png")
-        pull(page, eyes.handle(), 600)
+def test_the_steering_console_in_its_lesson(tmp_path, jupyterlab, chromium_path):
+    lesson = ROOT / "notebooks" / "00_start_here.ipynb"
+    with opened(lesson, tmp_path / "lessons", jupyterlab, chromium_path) as page:
+        eyes = Eyes(page, "the_console =").show()
+        names = [row["name"] for row in eyes.rows()]
+        assert names == ["golden retriever, strength 0", "random direction, strength 0"]
+        eyes.pull(1.0)
         eventually(eyes.readout, lambda text: text == "1.6")
         for _ in range(3):
-            eyes.handle().press("ArrowLeft")
-        rows = eventually(eyes.rows, lambda rows: "golden retriever, strength 1.3" in rows)
-        toward, control = rows.values()
+            eyes.slider().press("ArrowLeft")
+        rows = eventually(
+            eyes.rows, lambda rows: rows[0]["name"] == "golden retriever, strength 1.3"
+        )
+        toward, control = (int(row["mentions"].split(" of ")[0]) for row in rows)
         assert toward > 0.6 * 32 > control + 6
-        assert eventually(eyes.marked, lambda count: count >= 2) >= 2
-        page.screenshot(path=tmp_path / "pushed.png")
-        page.get_by_role("button", name="other texts").click()
+        left = eyes.panel.locator("table:not(.steering-console) td:nth-child(1) b")
+        assert eventually(left.count, lambda count: count >= 2) >= 2
+        texts = eyes.panel.inner_text()
+        eyes.panel.get_by_role("button", name="other texts").click()
+        eventually(eyes.panel.inner_text, lambda text: text != texts)
         page.evaluate(DARK)
         page.wait_for_selector("body[data-jp-theme-light=false]", state="attached")
-        eventually(seen, lambda count: count == 1)
+        eyes.show()
         page.screenshot(path=tmp_path / "dark.png")
         assert page.locator(".jp-RenderedText[data-mime-type*='stderr']").count() == 0

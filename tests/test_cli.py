@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import signal
@@ -13,10 +14,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from jupyter_client import BlockingKernelClient
 from servers import stop, wait_for
 
 import saelearn
@@ -316,11 +319,43 @@ def test_lab_serves_the_first_lesson_on_loopback_with_a_token(tmp_path):
         assert news["fetchNews"]["default"] == "false"  # no question about news
         assert not list((home / ".jupyter").glob("lab/**/*.jupyterlab-settings"))
         assert token not in processes()
+        wait_for(f"{server}/api/contents/{lesson}?token={token}", process, log)  # opened
+        kernel = start_kernel(server, token, Path(environment["JUPYTER_RUNTIME_DIR"]))
+        assert kernel["curve_publickey"], "what it says is encrypted"
+        for noise in ("not trusted", "eavesdropping", "encryption"):
+            assert noise not in log.read_text()
     finally:
         stop(process)
     assert sorted(path.name for path in folder.glob("*.ipynb")) == [
         path.name for path in course.lessons()
     ]
+
+
+def start_kernel(server: str, token: str, runtime: Path) -> dict:
+    """Start a kernel and wait until it answers: it has then said all that it says at first.
+
+    Returns how one connects to it.
+    """
+    headers = {"Authorization": f"token {token}"}
+    request = urllib.request.Request(f"{server}/api/kernels", data=b"{}", headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        file = runtime / f"kernel-{json.loads(answer.read())['id']}.json"
+    client = BlockingKernelClient(connection_file=str(file))
+    client.load_connection_file()
+    client.start_channels()
+    client.wait_for_ready(timeout=120)
+    client.stop_channels()
+    return json.loads(file.read_text("utf-8"))
+
+
+def test_the_log_keeps_what_is_not_harmless(caplog):
+    cli._quiet_log()
+    server = logging.getLogger("ServerApp")
+    with caplog.at_level(logging.WARNING):
+        server.warning("Notebook %s is not trusted", "00.ipynb")
+        server.warning("WebSocket ping timeout after %i ms.", 90_000)
+        server.warning("the disk is full")
+    assert [record.getMessage() for record in caplog.records] == ["the disk is full"]
 
 
 def printed_address(process: subprocess.Popen, log, seconds: float = 30) -> str:

@@ -186,7 +186,9 @@ def test_lessons_are_created_where_absent(upstream, mine):
 def test_memory_holds_the_sha256_of_what_was_handed_out(upstream, mine):
     course.prepare(mine, upstream)
     digest = hashlib.sha256((mine / "02_topic.ipynb").read_bytes()).hexdigest()
-    assert artifacts.read_json(mine / course.MEMORY) == {"02_topic.ipynb": [digest]}
+    remembered = artifacts.read_json(mine / course.MEMORY)["02_topic.ipynb"]
+    assert digest in remembered
+    assert len(remembered) == 2, "the bytes, and the cells"
 
 
 def test_an_untouched_lesson_is_renewed(upstream, mine):
@@ -251,6 +253,73 @@ def test_outputs_alone_count_as_the_learners(upstream, mine):
     (mine / "02_topic.ipynb").write_text(json.dumps(lesson), "utf-8")
     publish(upstream, "better = 1")
     assert states(mine, upstream) == ["offered"]
+
+
+def opened(path: Path) -> bytes:
+    """What JupyterLab does to a lesson that is opened and left: it saves it in its own way."""
+    lesson = json.loads(path.read_text("utf-8"))
+    lesson["metadata"] |= {
+        "kernelspec": {"name": "python3"},
+        "language_info": {"version": "3.13.1"},
+    }
+    for cell in lesson["cells"]:
+        cell["source"] = "".join(cell["source"]).splitlines(keepends=True)
+        cell["metadata"] |= {"trusted": True, "collapsed": False}
+    path.write_text(json.dumps(lesson, indent=1) + "\n", "utf-8")
+    return path.read_bytes()
+
+
+def test_a_lesson_that_was_only_opened_is_renewed(upstream, mine):
+    course.prepare(mine, upstream)
+    before = opened(mine / "02_topic.ipynb")
+    assert states(mine, upstream) == ["current"]
+    assert (mine / "02_topic.ipynb").read_bytes() == before
+    publish(upstream, "better = 1")
+    assert states(mine, upstream) == ["renewed"]
+    assert b"better" in (mine / "02_topic.ipynb").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda cell: cell.update(source="mine = 1"),
+        lambda cell: cell.update(
+            outputs=[{"output_type": "stream", "name": "stdout", "text": "4"}]
+        ),
+        lambda cell: cell.update(execution_count=3),
+        lambda cell: cell.update(cell_type="raw"),
+        lambda cell: cell.update(attachments={"a.png": {"image/png": "AAAA"}}),
+    ],
+)
+def test_a_lesson_that_was_opened_and_worked_on_stays(upstream, mine, work):
+    course.prepare(mine, upstream)
+    opened(mine / "02_topic.ipynb")
+    lesson = json.loads((mine / "02_topic.ipynb").read_text("utf-8"))
+    work(lesson["cells"][1])
+    (mine / "02_topic.ipynb").write_text(json.dumps(lesson), "utf-8")
+    before = (mine / "02_topic.ipynb").read_bytes()
+    publish(upstream, "better = 1")
+    assert states(mine, upstream) == ["offered"]
+    assert (mine / "02_topic.ipynb").read_bytes() == before
+
+
+def test_what_is_around_the_cells_is_renewed_too(upstream, mine):
+    """Upstream, a tag or a description of a picture is put right: no cell's text changes."""
+    course.prepare(mine, upstream)
+    lesson = notebook(SOLVED, alt="a curve that falls")
+    (upstream / "02_topic.ipynb").write_text(json.dumps(lesson), "utf-8")
+    assert states(mine, upstream) == ["renewed"]
+    assert b"a curve that falls" in (mine / "02_topic.ipynb").read_bytes()
+    assert states(mine, upstream) == ["current"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"cells": 3}', b'{"cells": [1]}', b"[" * 90_000])
+def test_what_is_no_notebook_any_more_is_the_learners(upstream, mine, content):
+    course.prepare(mine, upstream)
+    (mine / "02_topic.ipynb").write_bytes(content)
+    publish(upstream, "better = 1")
+    assert states(mine, upstream) == ["offered"]
+    assert (mine / "02_topic.ipynb").read_bytes() == content
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1, 2]", '{"02_topic.ipynb": 3}', None])

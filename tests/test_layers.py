@@ -28,7 +28,7 @@ LAYERS = [
 ]
 """The rooms from the ground up; a room imports from lower floors. Drawn in README, CONTRIBUTING."""
 FLOOR = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
-DISPLAY = {"matplotlib", "plotly", "ipywidgets", "anywidget", "IPython"}
+DISPLAY = {"matplotlib", "ipywidgets", "anywidget", "IPython"}
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

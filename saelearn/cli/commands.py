@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import logging
 import os
 import secrets
 import socket
@@ -59,6 +60,7 @@ def lab(arguments: argparse.Namespace) -> None:
     show = not arguments.no_browser and has_display()
     with tempfile.TemporaryDirectory(prefix="saelearn-") as scratch:
         _quiet_news(Path(scratch))
+        _quiet_log()
         # Kernels inherit it: threads that wait must not burn the few cores that others need.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from jupyterlab.labapp import LabApp
@@ -182,6 +184,8 @@ def server_arguments(folder: Path, first: str, port: int, token: str, show: bool
     ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # in a container one often is
         arguments.append("--ServerApp.allow_root=True")
+    if _can_encrypt():  # what a kernel and its server say to each other is then no one else's
+        arguments.append("--KernelManager.transport_encryption=auto")
     return arguments
 
 
@@ -207,6 +211,25 @@ def has_display() -> bool:
     if os.name == "nt" or sys.platform == "darwin":
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _can_encrypt() -> bool:
+    import zmq
+    from jupyter_client.manager import KernelManager
+
+    return "transport_encryption" in KernelManager.class_trait_names() and bool(zmq.has("curve"))
+
+
+def _quiet_log() -> None:
+    """Leave out what the server warns of although nothing is wrong, and no learner can act on it.
+
+    A lesson is not signed before it is first saved; a laptop that slept did not answer a ping.
+    """
+    harmless = ("is not trusted", "WebSocket ping timeout")
+    for name in ("ServerApp", "LabApp"):
+        logging.getLogger(name).addFilter(
+            lambda record: not any(words in record.getMessage() for words in harmless)
+        )
 
 
 def _quiet_news(scratch: Path) -> None:

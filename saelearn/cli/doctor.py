@@ -21,7 +21,7 @@ from saelearn.train.fast import processor
 
 PACKAGES = [
     *("saelearn", "torch", "numpy", "transformers", "tokenizers", "safetensors"),
-    *("matplotlib", "plotly", "jupyterlab", "notebook", "ipywidgets", "anywidget"),
+    *("matplotlib", "jupyterlab", "notebook", "ipywidgets", "anywidget"),
 ]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of the largest value of each result
 CRAMPED_GIB = 4.0  # of memory: the heaviest lesson takes about half of that

@@ -5,7 +5,6 @@ Whatever a student's code or file name holds is escaped; the pages load nothing 
 
 from __future__ import annotations
 
-import html
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from statistics import median
 
 from saelearn.course.marks import Graded
 from saelearn.exercises import MARKS
+from saelearn.style import as_html
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;"
@@ -99,39 +99,39 @@ def report(rows: list[Row], graded: list[Graded]) -> str:
     body = [f"<h1>Where the class is stuck</h1><p>{n} students.</p>"]
     body += ["<table><tr><th>exercise<th>solved<th>in part<th>tried<th>most frequent mistakes</tr>"]
     for row in rows:
-        said = "<br>".join(f"{n} × {_text(text)}" for text, n in row.mistakes)
+        said = "<br>".join(f"{n} × {as_html(text)}" for text, n in row.mistakes)
         bar = f'<div class="bar" style="width:{row.solved:.0%}"></div>'
         body.append(
-            f"<tr><td>{_text(row.title)}<br><small>{_text(row.lesson)}, median "
+            f"<tr><td>{as_html(row.title)}<br><small>{as_html(row.lesson)}, median "
             f'{row.seconds:.1f} s</small><td class="n">{row.solved:.0%}{bar}'
             f'<td class="n">{row.half:.0%}<td class="n">{row.tried:.0%}<td>{said}</tr>'
         )
     body.append("</table><h2>To look at</h2><ul>")
     for each in graded:
-        where = f"{_text(each.student)}, {_text(each.lesson)}"
-        body += [f"<li>{where}: {_text(note)}" for note in each.notes]
+        where = f"{as_html(each.student)}, {as_html(each.lesson)}"
+        body += [f"<li>{where}: {as_html(note)}" for note in each.notes]
     held = sorted({hold for each in graded for hold in each.holds})
     body.append("</ul><h2>What students' code was kept from</h2><ul>")
-    body += [f"<li>{_text(hold)}" for hold in held] + ["</ul>"]
+    body += [f"<li>{as_html(hold)}" for hold in held] + ["</ul>"]
     return _page("Where the class is stuck", "\n".join(body))
 
 
 def feedback(student: str, graded: list[Graded]) -> str:
     """A page for one student."""
-    body = [f"<h1>{_text(student)}</h1>"]
+    body = [f"<h1>{as_html(student)}</h1>"]
     for each in graded:
         body.append(
-            f"<h2>{_text(each.lesson)}: {each.earned:g} of {each.points:g} points</h2><table>"
+            f"<h2>{as_html(each.lesson)}: {each.earned:g} of {each.points:g} points</h2><table>"
         )
         for mark in each.marks:
             sign, colour = MARKS[mark.state]
             body.append(
-                f'<tr><td style="color:{colour}"><b>{sign}</b><td><b>{_text(mark.title)}</b>'
-                f'<br>{_text(mark.message)}<td class="n">{mark.earned:g} of {mark.points:g}</tr>'
+                f'<tr><td style="color:{colour}"><b>{sign}</b><td><b>{as_html(mark.title)}</b>'
+                f'<br>{as_html(mark.message)}<td class="n">{mark.earned:g} of {mark.points:g}</tr>'
             )
         body.append("</table>")
         if each.notes:
-            body.append("<ul>" + "".join(f"<li>{_text(note)}" for note in each.notes) + "</ul>")
+            body.append("<ul>" + "".join(f"<li>{as_html(note)}" for note in each.notes) + "</ul>")
     return _page(f"Feedback: {student}", "\n".join(body))
 
 
@@ -139,11 +139,7 @@ def _page(title: str, body: str) -> str:
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{_text(title)}</title>"
+        f"<title>{as_html(title)}</title>"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{STYLE}</style>'
         f"</head><body>\n{body}\n</body></html>\n"
     )
-
-
-def _text(value: str) -> str:
-    return html.escape(value).replace("\n", "<br>")

@@ -5,11 +5,13 @@ and `### END SOLUTION`. A learner works on copies without solutions. What is in 
 is theirs, and three rules keep it so:
 
 1. A file that is there is never written to. A new file appears whole, under a name that was free.
-2. A lesson that still is, byte for byte, what was handed out may be exchanged for a newer version.
-   Anything else counts as the learner's work, also outputs alone; it stays, and the newer version
-   is put beside it as `NN_topic.new.ipynb`, and the learner is told.
-3. `.lessons.json` remembers the sha256 of each version handed out. It is only a memory: if it is
-   lost or damaged, every lesson that differs from the current version counts as the learner's.
+2. A lesson whose cells still are what was handed out (their sources, outputs and counts; JupyterLab
+   rewrites the rest when it opens a file) may be exchanged for a newer version. Anything else
+   counts as the learner's work, also outputs alone; it stays, and the newer version is put beside
+   it as `NN_topic.new.ipynb`, and the learner is told.
+3. `.lessons.json` remembers two sha256 of each version handed out, of its bytes and of its cells.
+   It is only a memory: if it is lost or damaged, every lesson that differs from the current version
+   counts as the learner's.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,9 +151,8 @@ def prepare(folder: Path, source: Path | None = None) -> list[Outcome]:
         for lesson in found:
             known = memory.setdefault(lesson.name, [])
             content = student_bytes(lesson)
-            outcomes.append(_settle(folder / lesson.name, content, known))
-            if _digest(content) not in known:
-                known.append(_digest(content))
+            outcomes.append(_settle(folder / lesson.name, content, set(known)))
+            known += [digest for digest in _digests(content) if digest not in known]
     except ArtifactError:
         raise
     except OSError as error:
@@ -165,19 +166,21 @@ def prepare(folder: Path, source: Path | None = None) -> list[Outcome]:
     return outcomes
 
 
-def _settle(path: Path, content: bytes, known: list[str]) -> Outcome:
+def _settle(path: Path, content: bytes, known: Set[str]) -> Outcome:
     """Decide about one lesson. `known` are the digests of the versions handed out so far."""
     if _create(path, content):
         return Outcome(path, "created")
-    if _digest_of(path) == _digest(content):
+    if _same(path, content, known):
         return Outcome(path, "current")
     if _renew(path, content, known):
         return Outcome(path, "renewed")
     beside = next(_names_beside(path))
-    if _digest(content) in known:  # handed out before: the learner may have used it, or removed it
+    if not known.isdisjoint(
+        _digests(content)
+    ):  # handed out before: the learner may have used it, or removed it
         return Outcome(path, "kept", beside if beside.exists() else None)
     for name in _names_beside(path):
-        if _create(name, content) or _digest_of(name) == _digest(content):
+        if _create(name, content) or _same(name, content, known):
             return Outcome(path, "offered", name)
         if _renew(name, content, known):
             return Outcome(path, "offered", name)
@@ -190,9 +193,16 @@ def _names_beside(path: Path) -> Iterator[Path]:
         yield path.with_suffix(f".new{number}{path.suffix}")
 
 
-def _renew(path: Path, content: bytes, known: Iterable[str]) -> bool:
+def _same(path: Path, content: bytes, known: Set[str]) -> bool:
+    """Whether a file holds this version: its bytes, or its cells in what JupyterLab made of it."""
+    there, new = _digests_of(path), _digests(content)
+    # the same cells in a file that nobody has written to since: only what is around them is newer
+    return bool(there & new) and (there == new or not there <= known)
+
+
+def _renew(path: Path, content: bytes, known: Set[str]) -> bool:
     """Exchange an untouched file for a newer version; False if it is the learner's."""
-    if path.is_symlink() or _digest_of(path) not in known:
+    if path.is_symlink() or known.isdisjoint(_digests_of(path)):
         return False
     aside = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent)) / path.name
     try:
@@ -200,7 +210,7 @@ def _renew(path: Path, content: bytes, known: Iterable[str]) -> bool:
     except OSError:  # open elsewhere (Windows) or gone meanwhile
         aside.parent.rmdir()
         return False
-    if _digest_of(aside) not in known:  # saved by the learner between the look and the move
+    if known.isdisjoint(_digests_of(aside)):  # saved by the learner between the look and the move
         if _link(aside, path):
             _discard(aside)
         return False
@@ -255,16 +265,29 @@ def _recall(folder: Path) -> dict[str, list[str]]:
         return {}
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digests(content: bytes) -> set[str]:
+    """The sha256 of a file's bytes and, if it is a notebook, of what its cells hold."""
+    found = [content]
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        cells = [_held(cell) for cell in json.loads(content)["cells"]]
+        found.append(json.dumps(cells, sort_keys=True).encode())
+    return {hashlib.sha256(each).hexdigest() for each in found}
 
 
-def _digest_of(path: Path) -> str | None:
-    """The sha256 of a file, or None if it cannot be read: then it is not ours to judge."""
+def _held(cell: dict[str, Any]) -> list[Any]:
+    """What a cell says and what came of it; not how it is folded, tagged or numbered."""
+    source = cell["source"]
+    source = source if isinstance(source, str) else "".join(source)
+    return [cell["cell_type"], source, cell.get("outputs"), cell.get("execution_count"),
+            cell.get("attachments")]  # fmt: skip
+
+
+def _digests_of(path: Path) -> set[str]:
+    """A file's digests, or none if it cannot be read: then it is not ours to judge."""
     try:
-        return artifacts.sha256(path)
+        return _digests(path.read_bytes())
     except OSError:
-        return None
+        return set()
 
 
 def _student_cell(cell: dict[str, Any]) -> dict[str, Any]:

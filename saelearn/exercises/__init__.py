@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import html
 import os
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from saelearn import style
 from saelearn.exercises.undisturbed import undisturbed
+from saelearn.style import as_html, as_text
 
 GRADING = os.environ.get("SAELEARN_GRADE", "") not in ("", "0")
 """Read once: an answer that changes the environment changes nothing here."""
@@ -71,15 +71,14 @@ class Verdict:
         return 1.0 if self.passed else self.half
 
     def __repr__(self) -> str:
-        return f"{MARKS[self.state][0]} {self.title}: {self.message}"
+        return as_text(f"{MARKS[self.state][0]} {self.title}: {self.message}")
 
     def _repr_html_(self) -> str:
         mark, colour = MARKS[self.state]
-        text = html.escape(self.message).replace("\n", "<br>")
         return (
-            f'<div role="status" style="border-left:6px solid {colour};background:#ffffff;'
-            f'color:#222222;padding:8px 14px;margin:4px 0;max-width:46em">'
-            f"<b>{mark} {html.escape(self.title)}</b><br>{text}</div>"
+            f'<div role="status" style="border-left:6px solid {colour};'
+            f'padding:8px 14px;margin:4px 0;max-width:46em">'
+            f"<b>{mark} {as_html(self.title)}</b><br>{as_html(self.message)}</div>"
         )
 
 

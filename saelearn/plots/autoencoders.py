@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
-from plotly.subplots import make_subplots
 
+from saelearn.plots.literal import literal
+from saelearn.plots.moving import INK, Moving, canvas
+from saelearn.plots.panel import Flipbook, flipbook
 from saelearn.style import ACCENT, CONTROL, DATA, DIVERGING, FEATURE, RECONSTRUCTION
 
 
+@literal
 def shapes(panels: Mapping[str, Sequence[tuple[int, str, int]]]) -> Figure:
     """Autoencoders as rows of bars, one panel each, drawn to scale.
 
@@ -45,33 +47,49 @@ def shapes(panels: Mapping[str, Sequence[tuple[int, str, int]]]) -> Figure:
     return fig
 
 
-def line_dial(x_ND: ArrayLike, degrees: Sequence[int]) -> go.Figure:
+def line_dial(x_ND: ArrayLike, degrees: Sequence[int], *, start: int = 0) -> Flipbook:
     """A slider that turns a line through a cloud; each point is replaced by its foot on the line.
 
     Args:
         x_ND: points `[N, 2]` with mean 0.
         degrees: the angles to offer.
+        start: which of them is shown first.
     """
     x_N2 = np.asarray(x_ND, dtype=float)
     lost = [_lost(x_N2, angle) for angle in degrees]
-    frames = [_line_frame(x_N2, angle, value) for angle, value in zip(degrees, lost, strict=True)]
-    titles = ["one number for each point", "what is lost"]
-    fig = make_subplots(1, 2, column_widths=[0.52, 0.48], subplot_titles=titles)
-    for i, trace in enumerate(frames[0].data):
-        fig.add_trace(trace, row=1, col=1 if i < 4 else 2)
-    curve = {"color": RECONSTRUCTION, "width": 2}
-    fig.add_trace(go.Scatter(x=list(degrees), y=np.round(lost, 4), line=curve), row=1, col=2)
-    fig.frames = frames
     reach = float(np.abs(x_N2).max()) * 1.08
-    fig.update_xaxes(title="first number", range=[-reach, reach], row=1, col=1)
-    fig.update_yaxes(title="second number", range=[-reach, reach], row=1, col=1)
-    fig.update_yaxes(scaleanchor="x", row=1, col=1)
-    fig.update_xaxes(title="angle of the line, degrees", dtick=45, row=1, col=2)
-    fig.update_yaxes(title="share of variance lost", range=[0, 1.02], row=1, col=2)
-    jump = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
-    steps = [{"method": "animate", "label": f.name, "args": [[f.name], jump]} for f in frames]
-    slider = {"steps": steps, "currentvalue": {"prefix": "angle "}, "pad": {"t": 60}}
-    return fig.update_layout(sliders=[slider], showlegend=False, height=470, width=780)
+    with canvas(8.0, 3.7) as figure:
+        cloud, curve = figure.subplots(1, 2)
+        (line,) = cloud.plot([], [], color=FEATURE, gid="line")
+        (gaps,) = cloud.plot([], [], color=CONTROL, lw=0.8)
+        cloud.plot(*x_N2.T, "o", color=INK, ms=3)
+        (feet,) = cloud.plot([], [], "o", color=RECONSTRUCTION, ms=3, gid="feet")
+        cloud.set(title="one number for each point", xlabel="first number", ylabel="second number")
+        cloud.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        curve.plot(list(degrees), lost, color=RECONSTRUCTION)
+        (here,) = curve.plot([], [], "o", color=FEATURE, ms=9, gid="here")
+        curve.set(title="what is lost", xlabel="angle of the line, degrees")
+        curve.set(ylabel="share of variance lost", ylim=(0, 1.02), xticks=range(0, 181, 45))
+    picture = Moving(figure, [line, gaps, feet, here])
+
+    def draw(at: int) -> str:
+        feet_N2 = _feet(x_N2, degrees[at])
+        end = 10 * np.array([np.cos(np.deg2rad(degrees[at])), np.sin(np.deg2rad(degrees[at]))])
+        line.set_data(*np.stack([-end, end]).T)
+        between = np.stack([x_N2, feet_N2, np.full_like(x_N2, np.nan)], axis=1).reshape(-1, 2)
+        gaps.set_data(*between.T)
+        feet.set_data(*feet_N2.T)
+        here.set_data([degrees[at]], [lost[at]])
+        return picture.frame()
+
+    said = [
+        f"A line at {a}° through a cloud: {v:.0%} lost" for a, v in zip(degrees, lost, strict=True)
+    ]
+    names = [f"{angle}°" for angle in degrees]
+    return flipbook(
+        "A line through a cloud", "angle", names, draw, said, picture,
+        start=start, still=int(np.argmin(lost)),
+    )  # fmt: skip
 
 
 def _feet(x_N2: np.ndarray, angle: float) -> np.ndarray:
@@ -83,32 +101,7 @@ def _lost(x_N2: np.ndarray, angle: float) -> float:
     return float(((x_N2 - _feet(x_N2, angle)) ** 2).sum() / (x_N2**2).sum())
 
 
-def _line_frame(x_N2: np.ndarray, angle: float, lost: float) -> go.Frame:
-    feet_N2 = _feet(x_N2, angle)
-    gaps = np.stack([x_N2, feet_N2, np.full_like(x_N2, np.nan)], axis=1).reshape(-1, 2).round(3)
-    end = 10 * np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))])
-    line = np.stack([-end, end]).round(3)
-
-    def scatter(points: np.ndarray, mode: str, **look) -> go.Scatter:
-        x, y = ([None if np.isnan(v) else float(v) for v in column] for column in points.T)
-        return go.Scatter(x=x, y=y, mode=mode, hoverinfo="skip", **look)
-
-    return go.Frame(
-        name=f"{angle}°",
-        data=[
-            scatter(line, "lines", line={"color": FEATURE, "width": 2}),
-            scatter(gaps, "lines", line={"color": CONTROL, "width": 1}),
-            scatter(x_N2.round(3), "markers", marker={"color": DATA, "size": 5}),
-            scatter(feet_N2.round(3), "markers", marker={"color": RECONSTRUCTION, "size": 5}),
-            scatter(
-                np.array([[angle, round(lost, 4)]]),
-                "markers",
-                marker={"color": FEATURE, "size": 13},
-            ),
-        ],
-    )
-
-
+@literal
 def training_and_width(
     losses: ArrayLike, floor: float, missed_D: ArrayLike, trained: Mapping[int, float]
 ) -> Figure:
@@ -135,6 +128,7 @@ def training_and_width(
     return fig
 
 
+@literal
 def subspaces(cosines: Mapping[str, tuple[ArrayLike, str]], cosine_HC: ArrayLike) -> Figure:
     """Left the principal angles' cosines, right |cosines| of decoder rows and components.
 
@@ -157,11 +151,13 @@ def subspaces(cosines: Mapping[str, tuple[ArrayLike, str]], cosine_HC: ArrayLike
     return fig
 
 
+@literal
 def maps(panels: Mapping[str, ArrayLike]) -> Figure:
     """Matrices input -> output as images, centred on zero, with one colour bar."""
     return _images(panels, "number going in", "number coming out", "weight of the whole map")
 
 
+@literal
 def cosines(panels: Mapping[str, ArrayLike]) -> Figure:
     """Square matrices of cosines side by side, with one colour bar."""
     return _images(panels, "happening", "decoder row, best match", "cosine")
@@ -177,6 +173,7 @@ def _images(panels: Mapping[str, ArrayLike], across: str, down: str, what: str) 
     return fig
 
 
+@literal
 def codes(panels: Mapping[str, tuple[ArrayLike, str]]) -> Figure:
     """One row's code in each autoencoder, as bars: title -> (values, colour)."""
     fig, axes = plt.subplots(len(panels), 1, figsize=(7.4, 1.35 * len(panels) + 0.3))
@@ -192,6 +189,7 @@ def codes(panels: Mapping[str, tuple[ArrayLike, str]]) -> Figure:
     return fig
 
 
+@literal
 def bent(panels: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
     """Points and their reconstructions in the plane: title -> (`[N, 2]`, `[N, 2]`)."""
     fig, axes = plt.subplots(1, len(panels), figsize=(7.2, 3.0), sharex=True, sharey=True)
@@ -210,6 +208,7 @@ def _points(ax: Axes, x_ND: np.ndarray, colour: str, label: str, size: float) ->
     ax.plot(x_ND[:, 0], x_ND[:, 1], ".", color=colour, markersize=size, label=label)
 
 
+@literal
 def pixel_rows(rows: Mapping[str, ArrayLike], *, columns: int = 12) -> Figure:
     """Rows of 8 x 8 pictures: label -> `[n, 64]`; each picture is scaled by itself, 0 is white."""
     fig, axes = plt.subplots(len(rows), columns, figsize=(8.4, 0.82 * len(rows) + 0.1))
@@ -224,6 +223,7 @@ def pixel_rows(rows: Mapping[str, ArrayLike], *, columns: int = 12) -> Figure:
     return fig
 
 
+@literal
 def accuracies(
     n_labels: Sequence[int], shares: Mapping[str, ArrayLike], *, accent: Sequence[str]
 ) -> Figure:

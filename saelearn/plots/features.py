@@ -5,7 +5,8 @@ Shapes: N rows (tokens), F features, C concepts. Arrays in, figure (or a table i
 
 from __future__ import annotations
 
-import html
+import math
+import operator
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -15,7 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from saelearn.style import CONTROL, FEATURE, RECONSTRUCTION, STEERED, TABLE_ROW
+from saelearn.errors import Refusal, brief, check_series
+from saelearn.plots.literal import literal
+from saelearn.style import CONTROL, FEATURE, RECONSTRUCTION, STEERED, as_html, as_text
 
 SHADES = 8  # steps of a token's background: few, so that machines agree
 
@@ -24,19 +27,22 @@ class Contexts:
     """Texts with a feature's activation as the shade of each word; plain text marks the peak."""
 
     def __init__(self, contexts: Sequence[Any]):
-        self._contexts = list(contexts)
-        self._top = max((max(c.activations) for c in self._contexts), default=1.0) or 1.0
+        self._contexts = check_series(contexts, "contexts")
+        for context in self._contexts:
+            _check_context(context)
+        self._top = max((max(c.activations) for c in self._contexts), default=1.0)
+        self._top = self._top if self._top > 0 else 1.0
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"{TABLE_ROW}<td style='text-align:right;padding:2px 10px;color:#555555'>"
+            "<tr><td style='text-align:right;padding:2px 10px;opacity:0.8'>"
             f"{c.activations[c.center]:.1f}</td>"
             f"<td style='text-align:left;padding:2px'>{self._words(c)}</td></tr>"
             for c in self._contexts
         )
         return (
-            "<table style='background:#ffffff;color:#222222;border-collapse:collapse'>"
-            f"{TABLE_ROW}<th>peak</th><th style='text-align:left'>text</th></tr>{rows}</table>"
+            "<table style='border-collapse:collapse'>"
+            f"<tr><th>peak</th><th style='text-align:left'>text</th></tr>{rows}</table>"
         )
 
     def _words(self, context: Any) -> str:
@@ -44,17 +50,33 @@ class Contexts:
         for word, value in zip(context.words, context.activations, strict=True):
             shade = round(SHADES * max(value, 0.0) / self._top) / SHADES
             style = f"background:rgba(0,130,95,{0.75 * shade:.2f});padding:1px 3px"
-            spans.append(f"<span style='{style}'>{html.escape(word)}</span>")
-        return context.separator.join(spans)
+            spans.append(f"<span style='{style}'>{as_html(word)}</span>")
+        return as_html(context.separator).join(spans)
 
     def __repr__(self) -> str:
         lines = []
         for c in self._contexts:
             words = [f"[{w}]" if i == c.center else w for i, w in enumerate(c.words)]
             lines.append(f"{c.activations[c.center]:5.1f}  {c.separator.join(words)}")
-        return "\n".join(lines)
+        return "\n".join(map(as_text, lines))
 
 
+def _check_context(context: Any) -> None:
+    try:
+        words, values = list(context.words), [float(value) for value in context.activations]
+        center, separator = operator.index(context.center), context.separator
+    except (AttributeError, TypeError, ValueError):
+        kind = "contexts with words, activations, center and separator"
+        raise Refusal(kind, brief(context), "`features.contexts` finds them") from None
+    right = len(words) == len(values) and 0 <= center < len(words) and isinstance(separator, str)
+    if not right or not all(isinstance(word, str) for word in words):
+        found = f"{len(words)} words, {len(values)} activations, center {center}"
+        raise Refusal("an activation for each word, and the center among them", found)
+    if not all(map(math.isfinite, values)):
+        raise Refusal("finite activations", brief(values))
+
+
+@literal
 def density(frequency_F: ArrayLike) -> Figure:
     """How often features fire: a histogram over powers of ten, dead ones counted apart."""
     frequency_F = np.asarray(frequency_F)
@@ -65,10 +87,11 @@ def density(frequency_F: ArrayLike) -> Figure:
     ax.axvline(np.log10(middle), color=STEERED)
     ax.text(np.log10(middle), ax.get_ylim()[1], "median", color=STEERED, ha="center", va="bottom")
     ax.set(xlabel="share of tokens at which it fires", ylabel="features")
-    ax.set_xticks(range(-5, 1), [f"$10^{{{p}}}$" for p in range(-5, 1)])
+    ax.set_xticks(range(-5, 1), ["10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹", "1"])
     return fig
 
 
+@literal
 def activation_histogram(f_N: ArrayLike, holds_N: ArrayLike, name: str) -> Figure:
     """A feature's activations where it fires, split by whether a concept holds."""
     f_N, holds_N = np.asarray(f_N), np.asarray(holds_N)
@@ -82,6 +105,7 @@ def activation_histogram(f_N: ArrayLike, holds_N: ArrayLike, name: str) -> Figur
     return fig
 
 
+@literal
 def encoder_and_decoder(
     cosine_F: ArrayLike, readouts: Mapping[str, tuple[ArrayLike, ArrayLike]]
 ) -> Figure:
@@ -112,6 +136,7 @@ def encoder_and_decoder(
     return fig
 
 
+@literal
 def sweep(l1: Sequence[float], f1: Sequence[float], l0: Sequence[float]) -> Figure:
     """Mean best F1 against the L1 coefficient, each point with its L0."""
     fig, ax = plt.subplots(figsize=(6.4, 3.2))
@@ -125,6 +150,7 @@ def sweep(l1: Sequence[float], f1: Sequence[float], l0: Sequence[float]) -> Figu
     return fig
 
 
+@literal
 def detectors(f1: Mapping[str, ArrayLike]) -> Figure:
     """One row a family of detectors: a dot for each concept's best F1, a bar for the mean."""
     fig, ax = plt.subplots(figsize=(7.4, 0.5 * len(f1) + 1.0))
@@ -142,6 +168,7 @@ def detectors(f1: Mapping[str, ArrayLike]) -> Figure:
     return fig
 
 
+@literal
 def by_category(categories: Sequence[str], f1: Mapping[str, ArrayLike]) -> Figure:
     """Concepts in rows by category: a dot for each, and each family's mean in the category.
 
@@ -169,6 +196,7 @@ def by_category(categories: Sequence[str], f1: Mapping[str, ArrayLike]) -> Figur
     return fig
 
 
+@literal
 def against_frequency(frequency_C: ArrayLike, f1_C: ArrayLike) -> Figure:
     """Each concept's F1 against how often it holds, with the means of fifths by frequency."""
     frequency_C, f1_C = np.asarray(frequency_C), np.asarray(f1_C)
@@ -182,6 +210,7 @@ def against_frequency(frequency_C: ArrayLike, f1_C: ArrayLike) -> Figure:
     return fig
 
 
+@literal
 def two_languages(english: ArrayLike, korean: ArrayLike, names: Sequence[str]) -> Figure:
     """How often one feature fires at a thing's English words and at its Korean words."""
     fig, ax = plt.subplots(figsize=(5.6, 4.6))
@@ -200,6 +229,7 @@ def two_languages(english: ArrayLike, korean: ArrayLike, names: Sequence[str]) -
     return fig
 
 
+@literal
 def use(f1_F: ArrayLike, harm_F: ArrayLike, names: Sequence[str]) -> Figure:
     """What taking features out costs per firing, against how well each fits its label."""
     f1_F, harm_F = np.asarray(f1_F), np.asarray(harm_F)

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from saelearn import style
+from saelearn.plots.literal import literal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +28,7 @@ CURVES = {
 }
 
 
+@literal
 def pipelines() -> Figure:
     """How an SAE is trained and how it is used: two columns of boxes, flowing down."""
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 5.4))
@@ -77,6 +79,7 @@ def _arrow(axis: Axes, start, end, colour: str, *, rad: float = 0.0, reverse: bo
     axis.annotate("", end, start, arrowprops=arrow)
 
 
+@literal
 def chain() -> Figure:
     """What we want, and the three stand-ins that lead down to what is trained on."""
     figure, axis = plt.subplots(figsize=(9.2, 1.6))
@@ -100,6 +103,7 @@ def chain() -> Figure:
     return figure
 
 
+@literal
 def reading_orders(named: Mapping[str, np.ndarray], *, width: int = 128) -> Figure:
     """Which document each row of a batch comes from: title -> document numbers `[B]`."""
     figure, axes = plt.subplots(len(named), 1, figsize=(7.4, 1.5 * len(named)), squeeze=False)
@@ -155,6 +159,7 @@ class Live:
             axis.set(title=label, xlabel="training step", xlim=(0, self.steps), ylim=(0, top))
 
 
+@literal
 def bars(
     panels: Mapping[str, Mapping[str, float]], *, controls: Sequence[str], decimals: int = 2
 ) -> Figure:
@@ -174,6 +179,7 @@ def bars(
     return figure
 
 
+@literal
 def frontier(
     l0_K: Sequence[float],
     explained_K: Sequence[float],
@@ -219,6 +225,7 @@ def _label(axis: Axes, text: str, place, offset: tuple[float, float], colour: st
     axis.annotate(text, place, offset, textcoords="offset points", color=colour)
 
 
+@literal
 def memory(bytes_of: Mapping[str, float], limits: Mapping[str, float]) -> Figure:
     """Memory for training on a log scale: name -> bytes, beside what two machines have."""
     figure, axis = plt.subplots(figsize=(8.6, 3.0))

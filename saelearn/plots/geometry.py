@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
-from plotly.subplots import make_subplots
 
+from saelearn.plots.literal import literal
+from saelearn.plots.panel import Flipbook, flipbook
+from saelearn.plots.sparsity import KEPT, REACH, Sparsity
 from saelearn.style import ACCENT, CONTROL, DATA, FEATURE, RECONSTRUCTION
 
-REACH = 1.5  # of the axes in pictures of the plane: norms of trained features stay below
 
-
+@literal
 def samples(panels: Mapping[str, ArrayLike]) -> Figure:
     """Feature vectors `[B, G]` as rows of a grey raster, one panel for each title."""
     fig, axes = plt.subplots(1, len(panels), figsize=(7.0, 4.0), sharey=True)
@@ -32,6 +32,7 @@ def samples(panels: Mapping[str, ArrayLike]) -> Figure:
     return fig
 
 
+@literal
 def planes(
     W_KGD: ArrayLike, titles: Sequence[str], *, columns: int = 4, pairs: bool = False
 ) -> Figure:
@@ -74,6 +75,7 @@ def _arrows(ax: Axes, W_GD: np.ndarray, colours: Sequence[str]) -> None:
     ax.set(xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 
 
+@literal
 def responses(
     panels: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], curve: tuple[ArrayLike, ArrayLike]
 ) -> Figure:
@@ -101,64 +103,31 @@ def responses(
     return fig
 
 
-def upright(W_GD: ArrayLike) -> np.ndarray:
-    """The same geometry turned so that feature 0 points right and feature 1 up, `[G, 2]`."""
-    W_GD = np.asarray(W_GD, dtype=float)
-    cos, sin = W_GD[0] / max(np.linalg.norm(W_GD[0]), 1e-12)
-    turned_GD = W_GD @ np.array([[cos, -sin], [sin, cos]])
-    return turned_GD * np.array([1, -1 if turned_GD[1, 1] < 0 else 1])
-
-
-def sparsity_dial(p_P: Sequence[float], W_PGD: ArrayLike, dim_PG: ArrayLike) -> go.Figure:
+def sparsity_dial(
+    p_P: Sequence[float], W_PGD: ArrayLike, dim_PG: ArrayLike, *, start: int = 0
+) -> Flipbook:
     """A slider through trained models: arrows in the plane, dimensionality beside them.
 
     Args:
         p_P: the probability that each model was trained with.
         W_PGD: directions `[P, G, 2]`; turned here so that feature 0 stays in its place.
         dim_PG: their dimensionalities.
+        start: which of the models is shown first.
     """
-    frames = [
-        _dial_frame(p, upright(W_GD), np.asarray(dim_G))
-        for p, W_GD, dim_G in zip(p_P, np.asarray(W_PGD), np.asarray(dim_PG), strict=True)
+    W_PGD, dim_PG = np.asarray(W_PGD, dtype=float), np.asarray(dim_PG, dtype=float)
+    picture = Sparsity(W_PGD.shape[1])
+    kept_P = (np.linalg.norm(W_PGD, axis=-1) > KEPT).sum(-1)
+    said = [
+        f"{kept} features kept; their shares of a dimension: {', '.join(f'{d:.2f}' for d in dim_G)}"
+        for kept, dim_G in zip(kept_P, dim_PG, strict=True)
     ]
-    titles = ["directions in the hidden plane", "dimensionality"]
-    fig = make_subplots(1, 2, column_widths=[0.55, 0.45], subplot_titles=titles)
-    for trace, column in zip(frames[0].data, (1, 1, 2), strict=True):
-        fig.add_trace(trace, row=1, col=column)
-    fig.frames = frames
-    plane = {"range": [-REACH, REACH], "dtick": 1}
-    fig.update_xaxes(title="hidden neuron 0 (turned)", **plane, row=1, col=1)
-    fig.update_yaxes(title="hidden neuron 1", scaleanchor="x", **plane, row=1, col=1)
-    fig.update_xaxes(title="feature, most important first", dtick=1, row=1, col=2)
-    fig.update_yaxes(title="share of a dimension", range=[0, 1.1], row=1, col=2)
-    jump = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
-    steps = [
-        {"method": "animate", "label": frame.name, "args": [[frame.name], jump]} for frame in frames
-    ]
-    slider = {"steps": steps, "currentvalue": {"prefix": "p = "}, "pad": {"t": 70}}
-    return fig.update_layout(sliders=[slider], showlegend=False, height=490, width=760)
+    return flipbook(
+        "Sparsity and geometry", "probability p to be on", [f"{p:g}" for p in p_P],
+        lambda at: picture.show(W_PGD[at], dim_PG[at]), said, picture, start=start,
+    )  # fmt: skip
 
 
-def _dial_frame(p: float, W_GD: np.ndarray, dim_G: np.ndarray) -> go.Frame:
-    W_GD = W_GD.round(3)
-    spokes = [[v for w in W_GD[:, d] for v in (0.0, float(w), None)] for d in (0, 1)]
-    names = [str(g) for g in range(len(W_GD))]
-    seen = [name if np.hypot(*w) > 0.3 else "" for name, w in zip(names, W_GD, strict=True)]
-    places = ["top center" if y >= 0 else "bottom center" for y in W_GD[:, 1]]
-    lines = go.Scatter(x=spokes[0], y=spokes[1], mode="lines", line={"color": FEATURE, "width": 3})
-    tips = go.Scatter(
-        x=W_GD[:, 0].tolist(),
-        y=W_GD[:, 1].tolist(),
-        mode="markers+text",
-        text=seen,
-        textposition=places,
-        marker={"color": FEATURE, "size": 8},
-        hovertemplate="(%{x}, %{y})<extra></extra>",
-    )
-    bars = go.Bar(x=names, y=dim_G.round(2).tolist(), marker={"color": FEATURE})
-    return go.Frame(name=f"{p:g}", data=[lines, tips, bars])
-
-
+@literal
 def losses(values: Mapping[str, float], controls: Sequence[str]) -> Figure:
     """Losses as horizontal bars with their numbers; `controls` are drawn in the control's grey."""
     fig, ax = plt.subplots(figsize=(7.0, 2.6))
@@ -172,6 +141,7 @@ def losses(values: Mapping[str, float], controls: Sequence[str]) -> Figure:
     return fig
 
 
+@literal
 def staircase(p_P: Sequence[float], dim_PG: ArrayLike, random_G: ArrayLike) -> Figure:
     """Dimensionalities of all features, sorted, one curve for each sparsity.
 
@@ -198,6 +168,7 @@ def staircase(p_P: Sequence[float], dim_PG: ArrayLike, random_G: ArrayLike) -> F
     return fig
 
 
+@literal
 def neurons(W: Mapping[str, ArrayLike]) -> Figure:
     """How strongly each feature drives each hidden neuron: one column of panels for each model.
 
@@ -218,6 +189,7 @@ def neurons(W: Mapping[str, ArrayLike]) -> Figure:
     return fig
 
 
+@literal
 def norm_by_frequency(p_G: ArrayLike, norms: Mapping[str, ArrayLike]) -> Figure:
     """Length of each feature's direction against how often the feature occurs.
 

@@ -6,7 +6,7 @@ in HTML) out.
 
 from __future__ import annotations
 
-import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.patches import FancyBboxPatch
 from numpy.typing import ArrayLike
 
+from saelearn.errors import Refusal, brief, check_series, check_whole
+from saelearn.plots.literal import literal
 from saelearn.style import (
     ACCENT,
     CONTROL,
@@ -24,7 +26,8 @@ from saelearn.style import (
     RECONSTRUCTION,
     SEQUENTIAL,
     STEERED,
-    TABLE_ROW,
+    as_html,
+    as_text,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ HUES = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933"]
 HUES += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888", "#BBCCEE", "#661100"]
 
 
+@literal
 def next_words(guesses: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
     """A panel for each text: the likeliest next words and their probabilities."""
     fig, axes = plt.subplots(1, len(guesses), figsize=(8.2, 2.6))
@@ -50,6 +54,7 @@ def next_words(guesses: Mapping[str, Sequence[tuple[str, float]]]) -> Figure:
     return fig
 
 
+@literal
 def surprises(words: Sequence[str], model_T: ArrayLike, rules_T: ArrayLike) -> Figure:
     """Nats of each word: bars for the model, ticks for somebody who knows the rules."""
     fig, ax = plt.subplots(figsize=(9.6, 4.0))
@@ -62,6 +67,7 @@ def surprises(words: Sequence[str], model_T: ArrayLike, rules_T: ArrayLike) -> F
     return fig
 
 
+@literal
 def stream(n_words: int, d: int, d_mlp: int, n_blocks: int) -> Figure:
     """The residual stream from left to right: what reads it, what adds to it, how wide all is."""
     fig, ax = plt.subplots(figsize=(9.6, 4.2))
@@ -102,6 +108,7 @@ def _box(ax: Axes, x: float, y: float, label: str, colour: str, *, width: float)
     ax.text(x, y, label, ha="center", va="center", color=colour, zorder=6, fontsize=size)
 
 
+@literal
 def travels(words: Sequence[str], change_LT: ArrayLike, sites: Sequence[str]) -> Figure:
     """How much of the stream changes, site by site and word by word, as shares of its length."""
     change_LT = np.asarray(change_LT)
@@ -114,6 +121,7 @@ def travels(words: Sequence[str], change_LT: ArrayLike, sites: Sequence[str]) ->
     return fig
 
 
+@literal
 def patches(words: Sequence[str], measured_LT: ArrayLike, sites: Sequence[str]) -> Figure:
     """A difference of two logits after a patch at each site and word; the colours' middle is 0."""
     measured_LT = np.asarray(measured_LT)
@@ -175,33 +183,46 @@ class Texts:
     def __init__(
         self, places: Sequence[tuple[int, float, str, str, str]], registers: Sequence[str]
     ):
-        self._places, self._registers = list(places), list(registers)
+        self._registers = [str(name) for name in check_series(registers, "registers", least=1)]
+        self._places = [self._place(place) for place in check_series(places, "places")]
+
+    def _place(self, place: tuple) -> tuple:
+        try:
+            register, value, *text = place
+            before, word, after = map(str, text)
+            value = float(value)
+        except (TypeError, ValueError):
+            form = "a place as (register, activation, before, word, after)"
+            raise Refusal(form, brief(place)) from None
+        check_whole(register, "the register's index", 0, len(self._registers) - 1)
+        if not math.isfinite(value):
+            raise Refusal("a finite activation", repr(value))
+        return register, value, before, word, after
 
     def _repr_html_(self) -> str:
         rows = ""
         for register, value, *text in self._places:
-            before, word, after = map(html.escape, text)
+            before, word, after = map(as_html, text)
             hue = HUES[register % len(HUES)]
             rows += (
-                f"{TABLE_ROW}<td style='border-left:12px solid {hue};padding:2px 10px;"
-                f"text-align:left'>{self._registers[register]}</td>"
+                f"<tr><td style='border-left:12px solid {hue};padding:2px 10px;"
+                f"text-align:left'>{as_html(self._registers[register])}</td>"
                 f"<td style='padding:2px 8px'>{value:.1f}</td>"
                 f"<td style='text-align:right;padding:2px'>{before}</td><td style='text-align:left;"
                 f"padding:2px'><b style='background:{hue}44;padding:1px 3px'>{word}</b> {after}"
                 "</td></tr>"
             )
         head = "<th style='text-align:left'>register</th><th>peak</th><th></th><th></th>"
-        return (
-            f"<table style='background:#ffffff;color:#222222'>{TABLE_ROW}{head}</tr>{rows}</table>"
-        )
+        return f"<table><tr>{head}</tr>{rows}</table>"
 
     def __repr__(self) -> str:
         return "\n".join(
-            f"{self._registers[register]:<12}{value:5.1f}  {before} [{word}] {after}"
+            as_text(f"{self._registers[register]:<12}{value:5.1f}  {before} [{word}] {after}")
             for register, value, before, word, after in self._places
         )
 
 
+@literal
 def silences(nats_S: ArrayLike, one: float, everything: float) -> Figure:
     """What the silence of each neuron costs, on a log axis, with one of them and all together.
 
@@ -223,6 +244,7 @@ def silences(nats_S: ArrayLike, one: float, everything: float) -> Figure:
     return fig
 
 
+@literal
 def detectors(f1: Mapping[str, ArrayLike]) -> Figure:
     """Each family's F1 on the same concepts: a dot a concept, the mean as a bar with its number."""
     fig, ax = plt.subplots(figsize=(8.8, 3.6))

@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from saelearn.plots.literal import literal
+
 
 def mosaic(W_FD: ArrayLike, columns: int) -> np.ndarray:
     """Square patches in a grid with a line between them, each scaled to its largest pixel.
@@ -34,6 +36,7 @@ def mosaic(W_FD: ArrayLike, columns: int) -> np.ndarray:
     return image
 
 
+@literal
 def mosaics(named: Mapping[str, ArrayLike], *, columns: int, width: float = 2.5) -> Figure:
     """Several sets of patches side by side, titles from the names.
 
@@ -52,6 +55,7 @@ def mosaics(named: Mapping[str, ArrayLike], *, columns: int, width: float = 2.5)
     return figure
 
 
+@literal
 def growing(named: Mapping[str, ArrayLike], *, columns: int) -> Figure:
     """The same atoms at three times: two small panels, the last one large."""
     figure, axes = plt.subplot_mosaic(
@@ -64,6 +68,7 @@ def growing(named: Mapping[str, ArrayLike], *, columns: int) -> Figure:
     return figure
 
 
+@literal
 def sums(x_ND: ArrayLike, f_NF: ArrayLike, W_FD: ArrayLike, *, shown: int = 5) -> Figure:
     """Patches as sums: in each row a patch, its strongest atoms, the sum of all that are on.
 
@@ -94,6 +99,7 @@ def sums(x_ND: ArrayLike, f_NF: ArrayLike, W_FD: ArrayLike, *, shown: int = 5) -
     return figure
 
 
+@literal
 def controls(photos: Mapping[str, ArrayLike], named: Mapping[str, ArrayLike]) -> Figure:
     """Two photographs `[H, W]`, one above the other; beside each, two sets of patches.
 
@@ -114,6 +120,7 @@ def controls(photos: Mapping[str, ArrayLike], named: Mapping[str, ArrayLike]) ->
     return figure
 
 
+@literal
 def before_and_after(photo: ArrayLike, named: Mapping[str, ArrayLike], *, columns: int) -> Figure:
     """A photograph, and beside it patches in several states.
 

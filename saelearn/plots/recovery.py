@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from saelearn import style
+from saelearn.plots.literal import literal
+from saelearn.plots.moving import SIGNED, Moving, canvas
+from saelearn.plots.panel import Flipbook, flipbook
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -32,6 +34,7 @@ FORMS = {  # form -> (what happens on the way in, the matrix in, the matrix out,
 }
 
 
+@literal
 def forms(*names: str) -> Figure:
     """Ways of writing an SAE: x goes up into a wider code and comes down again."""
     figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 0.4, 2.9), squeeze=False)
@@ -58,6 +61,7 @@ def forms(*names: str) -> Figure:
     return figure
 
 
+@literal
 def sum_of_rows(rows: Mapping[str, ArrayLike], *, result: str, above: str = "") -> Figure:
     """Vectors as coloured strips that add up: label -> `[D]`; `result` is the sum's label.
 
@@ -83,6 +87,7 @@ def sum_of_rows(rows: Mapping[str, ArrayLike], *, result: str, above: str = "") 
     return figure
 
 
+@literal
 def permutations(panels: Mapping[str, ArrayLike]) -> Figure:
     """Matrices of cosines `[F, G]` side by side: SAE features down, planted features across."""
     figure, axes = plt.subplots(
@@ -96,49 +101,35 @@ def permutations(panels: Mapping[str, ArrayLike]) -> Figure:
     return figure
 
 
-def permutation_slider(steps_S: Sequence[int], cosine_SFG: ArrayLike) -> go.Figure:
-    """A slider through training: the matrix of cosines `[F, G]` at each step, in hundredths."""
-    import plotly.graph_objects as go
-
+def permutation_slider(
+    steps_S: Sequence[int], cosine_SFG: ArrayLike, *, start: int = 0
+) -> Flipbook:
+    """A slider through training: the matrix of cosines `[F, G]` at each step."""
     cosine_SFG = np.asarray(cosine_SFG)
     found_S = (cosine_SFG > 0.9).any(1).sum(1)
-    frames = [
-        go.Frame(
-            name=str(step),
-            data=[_matrix(go, cosine_FG)],
-            layout={"title": f"step {step:,}: {found} of {cosine_FG.shape[1]} planted found"},
-        )
-        for step, cosine_FG, found in zip(steps_S, cosine_SFG, found_S, strict=True)
-    ]
-    jump = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}}
-    play = {"mode": "immediate", "frame": {"duration": 400, "redraw": True}, "fromcurrent": True}
-    steps = [
-        {"method": "animate", "label": frame.name, "args": [[frame.name], jump]} for frame in frames
-    ]
-    buttons = [{"label": "▶ play", "method": "animate", "args": [None, play]}]
-    figure = go.Figure(data=frames[0].data, frames=frames, layout=frames[0].layout)
-    return figure.update_layout(
-        sliders=[{"steps": steps, "currentvalue": {"prefix": "step "}, "pad": {"t": 55}}],
-        updatemenus=[{"type": "buttons", "buttons": buttons, "x": 1.0, "y": 1.14}],
-        xaxis={"title": "planted feature", "constrain": "domain"},
-        yaxis={"title": "SAE feature", "autorange": "reversed", "scaleanchor": "x"},
-        width=620,
-        height=650,
+    with canvas(6.2, 5.2) as figure:
+        axis = figure.subplots()
+        looks = {"cmap": SIGNED, "vmin": -1, "vmax": 1, "interpolation": "none"}
+        matrix = axis.imshow(np.zeros_like(cosine_SFG[0]), **looks)
+        figure.colorbar(matrix, ax=axis, label="cosine", ticks=[-1, 0, 1], shrink=0.8)
+        axis.set(xlabel="planted feature", ylabel="SAE feature")
+        title = axis.text(0, 1.02, "", transform=axis.transAxes, gid="found")
+        axis.set_title(" ")  # room for it
+    picture = Moving(figure, [matrix, title])
+    said = [f"{found} of {cosine_SFG.shape[2]} planted features found" for found in found_S]
+
+    def draw(at: int) -> str:
+        matrix.set_data(cosine_SFG[at].round(2))
+        title.set_text(said[at])
+        return picture.frame()
+
+    names = [f"{step:,}" for step in steps_S]
+    return flipbook(
+        "Cosines during training", "training step", names, draw, said, picture, start=start
     )
 
 
-def _matrix(go, cosine_FG: np.ndarray):
-    bar = {"title": "cosine", "tickvals": [-100, 0, 100], "ticktext": ["-1", "0", "1"]}
-    return go.Heatmap(
-        z=(100 * cosine_FG).round().astype(np.int8),  # packed: a tenth of the file
-        zmin=-100,
-        zmax=100,
-        colorscale="RdBu_r",
-        colorbar=bar,
-        hovertemplate="SAE feature %{y}, planted %{x}: %{z} / 100<extra></extra>",
-    )
-
-
+@literal
 def dictionaries(found: Mapping[str, tuple[float, int]], *, ours: Sequence[str]) -> Figure:
     """Mean best cosine of several dictionaries with how many they find: name -> (cosine, n)."""
     figure, axis = plt.subplots(figsize=(7.4, 0.36 * len(found) + 0.8))
@@ -152,6 +143,7 @@ def dictionaries(found: Mapping[str, tuple[float, int]], *, ours: Sequence[str])
     return figure
 
 
+@literal
 def reading(cosine_F: ArrayLike, noise: Mapping[str, ArrayLike]) -> Figure:
     """Why encoder and decoder differ: a sketch, their cosines, and what each reads by mistake.
 
@@ -198,6 +190,7 @@ def _sketch(axis: Axes) -> None:
     axis.axis("off")
 
 
+@literal
 def seed_study(
     sizes: Sequence[int], found: Mapping[int, Sequence[int]], shared: Mapping[int, Sequence[float]]
 ) -> Figure:
@@ -221,6 +214,7 @@ def seed_study(
     return figure
 
 
+@literal
 def scores(sizes: Sequence[int], named: Mapping[str, Sequence[float]]) -> Figure:
     """F1 of ways to tell real rows, over the dictionary's size: name -> one value for each size."""
     figure, axis = plt.subplots(figsize=(6.4, 3.0))
@@ -233,6 +227,7 @@ def scores(sizes: Sequence[int], named: Mapping[str, Sequence[float]]) -> Figure
     return figure
 
 
+@literal
 def good_and_bad(panels: Mapping[str, Mapping[str, float]], *, wrong: str) -> Figure:
     """Several measures, each with an axis of its own: measure -> loss -> value."""
     figure, axes = plt.subplots(1, len(panels), figsize=(9.4, 1.6), sharey=True, squeeze=False)

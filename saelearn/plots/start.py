@@ -13,12 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from numpy.typing import ArrayLike
 
+from saelearn.plots.literal import literal
 from saelearn.style import CONTROL, DATA, DIVERGING, FEATURE, RECONSTRUCTION, STEERED
 
 _GROUND, _PATH_GROUND, _ARROW = "#F4F4F4", "#FBE9DC", {"arrowstyle": "-|>", "lw": 1.6}
 _BEHIND = 0.6  # how far a sheet is shifted against the one before it
 
 
+@literal
 def dose(
     strengths: Sequence[float], measured: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> Figure:
@@ -43,6 +45,7 @@ def dose(
     return fig
 
 
+@literal
 def two_roads() -> Figure:
     """Explaining a model from outside, and looking inside it, drawn side by side."""
     fig, axes = plt.subplots(1, 2, figsize=(8.0, 2.3))
@@ -66,6 +69,7 @@ def two_roads() -> Figure:
     return fig
 
 
+@literal
 def weights(
     names: Sequence[str], linear_D: ArrayLike, planted_D: ArrayLike, net_HD: ArrayLike
 ) -> Figure:
@@ -96,6 +100,7 @@ def weights(
     return fig
 
 
+@literal
 def tensor(sizes: Mapping[str, int]) -> Figure:
     """A tensor with three named dimensions as sheets of squares, a slice of it in colour."""
     (b, n_b), (t, n_t), (d, n_d) = sizes.items()
@@ -117,6 +122,7 @@ def tensor(sizes: Mapping[str, int]) -> Figure:
     return fig
 
 
+@literal
 def course_map(
     parts: Mapping[str, Mapping[str, str]],
     *,

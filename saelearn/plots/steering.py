@@ -5,7 +5,6 @@ Arrays in, figure out; colours as `style` says: steered in vermillion, controls 
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from numpy.typing import ArrayLike
 
+from saelearn.errors import Refusal, brief, check_named, check_series
+from saelearn.plots.literal import literal
 from saelearn.plots.training import label_ends
-from saelearn.style import ACCENT, CONTROL, DATA, FEATURE, RECONSTRUCTION, STEERED, TABLE_ROW
+from saelearn.style import (
+    ACCENT,
+    CONTROL,
+    DATA,
+    FEATURE,
+    RECONSTRUCTION,
+    STEERED,
+    as_html,
+    as_text,
+)
 
 STRENGTH = "strength (typical norms of the site)"
 _LINES = (  # colour, line style: the first is what we try, the others are compared with it
@@ -26,6 +36,7 @@ _LINES = (  # colour, line style: the first is what we try, the others are compa
 )  # fmt: skip
 
 
+@literal
 def place_of_push(n_blocks: int, steered: int) -> Figure:
     """The stream through a model's blocks, and where a vector is added to it."""
     fig, ax = plt.subplots(figsize=(7.4, 1.9))
@@ -49,6 +60,7 @@ def place_of_push(n_blocks: int, steered: int) -> Figure:
     return fig
 
 
+@literal
 def reads_and_writes(f1_F: ArrayLike, effect_F: ArrayLike, chosen: Sequence[int]) -> Figure:
     """How well each feature tells that a thing is there, against how far it makes it likelier.
 
@@ -72,6 +84,7 @@ def reads_and_writes(f1_F: ArrayLike, effect_F: ArrayLike, chosen: Sequence[int]
     return fig
 
 
+@literal
 def candidates(
     strengths: Sequence[float], rate_FS: ArrayLike, validity_FS: ArrayLike, best: int
 ) -> Figure:
@@ -96,6 +109,7 @@ def candidates(
     return fig
 
 
+@literal
 def dose_response(
     strengths: Sequence[float],
     measured: Mapping[str, Mapping[str, Sequence[float]]],
@@ -133,6 +147,7 @@ def _doses(
         ax.axvline(default, color="#BBBBBB", lw=1, zorder=0)
 
 
+@literal
 def plane(paths: Mapping[str, tuple[ArrayLike, ArrayLike]], *, goal: tuple[float, float]) -> Figure:
     """Rate against validity as strength, and the dots, grow: name -> (rates, validities).
 
@@ -150,6 +165,7 @@ def plane(paths: Mapping[str, tuple[ArrayLike, ArrayLike]], *, goal: tuple[float
     return fig
 
 
+@literal
 def lines(
     x: Sequence[float],
     named: Mapping[str, Sequence[float]],
@@ -168,6 +184,7 @@ def lines(
     return fig
 
 
+@literal
 def bars(
     named: Mapping[str, float], *, xlabel: str, controls: Sequence[str] = (), digits: int = 2
 ) -> Figure:
@@ -185,32 +202,56 @@ def bars(
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Texts in columns, phrases marked: shown as an HTML table, printed as plain text."""
+    """Texts in columns, phrases marked: shown as an HTML table, printed as plain text.
+
+    Args:
+        columns: title -> texts; all columns of one length.
+        phrases: what is marked, wherever it stands; of two that overlap the longer one.
+
+    Raises:
+        Refusal: no columns by name, columns of different lengths, an empty phrase.
+    """
 
     columns: Mapping[str, Sequence[str]]
     phrases: Sequence[str] = ()
 
+    def __post_init__(self):
+        columns = {
+            title: check_series(texts, f"texts of the column {title!r}")
+            for title, texts in check_named(self.columns, "columns of texts", least=1).items()
+        }
+        lengths = {title: len(texts) for title, texts in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise Refusal("columns of one length", str(lengths), "show as many of each")
+        phrases = check_series(self.phrases, "phrases")
+        if not all(isinstance(phrase, str) and phrase for phrase in phrases):
+            raise Refusal("phrases of at least one character", brief(phrases))
+        object.__setattr__(self, "columns", columns)
+        object.__setattr__(self, "phrases", phrases)
+
     def __repr__(self) -> str:
         return "\n\n".join(
-            f"{title}\n" + "\n".join(f"  {text}" for text in texts)
+            as_text(f"{title}\n" + "\n".join(f"  {text}" for text in texts))
             for title, texts in self.columns.items()
         )
 
     def _repr_html_(self) -> str:
         cell = "text-align:left;vertical-align:top;padding:6px 10px;max-width:26em"
-        heads = "".join(f'<th style="{cell}">{html.escape(title)}</th>' for title in self.columns)
+        heads = "".join(f'<th style="{cell}">{as_html(title)}</th>' for title in self.columns)
         rows = "".join(
-            TABLE_ROW
-            + "".join(f'<td style="{cell}">{self._marked(text)}</td>' for text in row)
+            "<tr>"
+            + "".join(f'<td style="{cell}">{self._marked(str(text))}</td>' for text in row)
             + "</tr>"
             for row in zip(*self.columns.values(), strict=True)
         )
-        style = "background:#ffffff;color:#222222;border-collapse:collapse"
-        return f'<table style="{style}">{TABLE_ROW}{heads}</tr>{rows}</table>'
+        return f'<table style="border-collapse:collapse"><tr>{heads}</tr>{rows}</table>'
 
     def _marked(self, text: str) -> str:
-        text = html.escape(text)
-        for phrase in self.phrases:
-            mark = f'<b style="color:{STEERED}">{html.escape(phrase)}</b>'
-            text = re.sub(re.escape(html.escape(phrase)), mark, text)
-        return text
+        if not self.phrases:
+            return as_html(text)
+        longest_first = sorted(self.phrases, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        return "".join(  # every other part is a phrase
+            f'<b style="color:{STEERED}">{as_html(part)}</b>' if i % 2 else as_html(part)
+            for i, part in enumerate(parts)
+        )

@@ -12,16 +12,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from saelearn import style
+from saelearn.plots.literal import literal
+from saelearn.plots.moving import SIGNED, Moving, canvas
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 COSINES = {"cmap": style.DIVERGING, "vmin": -1, "vmax": 1, "interpolation": "nearest"}
 LAMBDA = "L1 coefficient λ"
 
 
+@literal
 def cosine_matrices(named: Mapping[str, np.ndarray], *, expected: int = 64) -> Figure:
     """Matrices of cosines `[G, F]` side by side, titles from the names, one colour bar."""
     figure, axes = plt.subplots(
@@ -37,6 +40,7 @@ def cosine_matrices(named: Mapping[str, np.ndarray], *, expected: int = 64) -> F
     return figure
 
 
+@literal
 def sweep_curves(
     l1_K: Sequence[float],
     columns: Mapping[str, tuple[Sequence[float], str]],
@@ -70,6 +74,7 @@ def sweep_curves(
     return figure
 
 
+@literal
 def histories(
     named: Mapping[str, tuple[Sequence[float], Sequence[float], str]], *, ylabel: str
 ) -> Figure:
@@ -102,84 +107,89 @@ def label_ends(
     axis.margins(x=0.03)
 
 
-def dial(numbers: Mapping[str, Sequence[float]]) -> go.Figure:
-    """The four pictures of the L1 dial with all curves drawn and nothing chosen yet.
+class Dial(Moving):
+    """The four pictures of the L1 dial: all curves stand, the chosen setting moves along them.
 
     Args:
         numbers: columns over the settings: l1_coefficient, l0, unexplained, dead, gamma,
             recovered (as a share), all 0 to 1 except the first two.
+        shape: of the matrices of cosines, (G, F).
     """
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
 
-    titles = ("cosine: planted × SAE feature", "what was planted, what the SAE says")
-    titles += ("everything moves together", "the price of sparsity")
-    figure = make_subplots(
-        2, 2, subplot_titles=titles, vertical_spacing=0.24, horizontal_spacing=0.17
-    )
-    figure.add_trace(_heatmap(go), 1, 1)
-    figure.add_trace(_line(go, [0, 1], [0, 1], style.CONTROL, dash="dot"), 1, 2)
-    figure.add_trace(_points(go, "says", style.FEATURE, 4), 1, 2)
-    l1_K = numbers["l1_coefficient"]
-    for name, label, colour in (
-        ("recovered", "planted found", style.FEATURE),
-        ("gamma", "length γ (1: no shrinkage)", style.ACCENT),
-        ("unexplained", "variance missed", style.RECONSTRUCTION),
-        ("dead", "dead", style.CONTROL),
-    ):
-        figure.add_trace(_line(go, l1_K, numbers[name], colour, name=label), 2, 1)
-        figure.add_trace(_points(go, f"{name} now", colour, 10), 2, 1)
-    figure.add_trace(
-        _line(go, numbers["l0"], numbers["unexplained"], style.RECONSTRUCTION, name="frontier"),
-        2, 2,
-    )  # fmt: skip
-    figure.add_trace(_points(go, "frontier now", style.RECONSTRUCTION, 12), 2, 2)
-    figure.add_trace(_points(go, "frontier anew", style.STEERED, 12, symbol="x"), 2, 2)
-    _axes(figure)
-    return figure
+    def __init__(self, numbers: Mapping[str, Sequence[float]], shape: tuple[int, int]):
+        with canvas(8.6, 4.5) as figure:
+            (matrix, says), (together, price) = figure.subplots(2, 2)
+            self._matrix = matrix.imshow(
+                np.zeros(shape), cmap=SIGNED, vmin=-1, vmax=1, aspect="auto", interpolation="none"
+            )
+            self._matrix.set_gid("cosines")
+            figure.colorbar(self._matrix, ax=matrix, ticks=[-1, 0, 1], aspect=12)
+            matrix.set(xlabel="SAE feature, matched first", ylabel="planted feature")
+            says.plot([0, 1], [0, 1], ":", color=style.CONTROL)
+            says.set(xlabel="planted amplitude", ylabel="activation")
+            says.set(xlim=(0, 1.02), ylim=(-0.03, 1.1))
+            marks = self._curves(together, price, numbers)
+            (self._says,) = says.plot([], [], "o", color=style.FEATURE, ms=2.5, gid="says")
+            titles = ("cosine: planted × SAE feature", "what was planted, what the SAE says")
+            titles += ("everything moves together", "the price of sparsity")
+            for axis, title in zip((matrix, says, together, price), titles, strict=True):
+                axis.set_title(title)
+        self._marks = marks
+        super().__init__(figure, [self._matrix, self._says, *marks.values()])
+
+    @staticmethod
+    def _curves(together: Axes, price: Axes, numbers: Mapping[str, Sequence[float]]) -> dict:
+        """The curves that stand; returns the marks that move along them, by name."""
+        l1_K, marks = numbers["l1_coefficient"], {}
+        for name, label, colour in (
+            ("recovered", "planted found", style.FEATURE),
+            ("gamma", "length γ (1: no shrinkage)", style.ACCENT),
+            ("unexplained", "variance missed", style.RECONSTRUCTION),
+            ("dead", "dead", style.CONTROL),
+        ):
+            together.plot(l1_K, numbers[name], color=colour, label=label)
+            (marks[name],) = together.plot([], [], "o", color=colour, ms=8, gid=name)
+        together.set(xscale="log", xlabel=LAMBDA, ylabel="share", ylim=(-0.05, 1.08))
+        together.figure.legend(loc="outside lower left", ncols=4, fontsize=9)
+        frontier = (numbers["l0"], numbers["unexplained"])
+        price.plot(*frontier, color=style.RECONSTRUCTION, gid="curve")
+        for name, look in (
+            ("frontier", {"color": style.RECONSTRUCTION, "marker": "o"}),
+            ("anew", {"color": style.STEERED, "marker": "X"}),
+        ):
+            (marks[name],) = price.plot([], [], ms=9, ls="", gid=name, **look)
+        price.set(xscale="log", xlim=(0.1, 100), ylim=(-0.05, 1.08))
+        price.set(xlabel="L0, active features (log)", ylabel="variance missed")
+        for axis in (together, price):
+            axis.xaxis.set_major_formatter("{x:g}")
+        return marks
+
+    def choose(
+        self,
+        now: Mapping[str, float],
+        cosine_GF: ArrayLike,
+        planted_A: ArrayLike,
+        active_A: ArrayLike,
+        anew: Mapping[str, float] | None = None,
+    ) -> str:
+        """Show one setting, and what training anew gave; returns the frame as SVG.
+
+        Args:
+            now, anew: the names of `numbers` -> value.
+            cosine_GF, planted_A, active_A: as in `tiny.dial.DialPoint`.
+        """
+        with self.changing():
+            self._matrix.set_data(np.asarray(cosine_GF))
+            self._says.set_data(np.asarray(planted_A), np.asarray(active_A))
+            for name in ("recovered", "gamma", "unexplained", "dead"):
+                self._marks[name].set_data([now["l1_coefficient"]], [now[name]])
+            self._marks["frontier"].set_data([now["l0"]], [now["unexplained"]])
+            at = ([anew["l0"]], [anew["unexplained"]]) if anew else ([], [])
+            self._marks["anew"].set_data(*at)
+            return self.frame()
 
 
-def _axes(figure: go.Figure) -> None:
-    figure.update_xaxes(title_text="SAE feature, matched first", row=1, col=1)
-    figure.update_yaxes(title_text="planted feature", autorange="reversed", row=1, col=1)
-    figure.update_xaxes(title_text="planted amplitude", range=[0, 1.02], row=1, col=2)
-    figure.update_yaxes(title_text="activation", range=[-0.03, 1.1], row=1, col=2)
-    figure.update_xaxes(title_text=LAMBDA, type="log", row=2, col=1)
-    figure.update_yaxes(title_text="share", range=[-0.05, 1.08], row=2, col=1)
-    figure.update_xaxes(title_text="L0, active features (log)", type="log", row=2, col=2)
-    figure.update_xaxes(range=[-1, 2], row=2, col=2)
-    figure.update_yaxes(title_text="variance missed", range=[-0.05, 1.08], row=2, col=2)
-    figure.update_layout(
-        height=560,
-        width=920,
-        template=style.plotly_template(),
-        legend={"orientation": "h", "x": 0, "y": -0.15},
-        margin={"t": 40, "b": 40},
-        transition_duration=0,
-    )
-
-
-def _heatmap(go):
-    return go.Heatmap(
-        name="cosines",
-        colorscale=style.DIVERGING,
-        zmin=-1,
-        zmax=1,
-        colorbar={"len": 0.42, "y": 0.81, "x": 0.415, "thickness": 8, "tickvals": [-1, 0, 1]},
-    )
-
-
-def _line(go, x, y, colour, *, name=None, dash=None):
-    line = {"color": colour, "dash": dash, "width": 2}
-    shown = name is not None and name != "frontier"
-    return go.Scatter(x=x, y=y, mode="lines", line=line, name=name, showlegend=shown)
-
-
-def _points(go, name, colour, size, *, symbol="circle"):
-    marker = {"color": colour, "size": size, "symbol": symbol}
-    return go.Scatter(x=[], y=[], mode="markers", marker=marker, name=name, showlegend=False)
-
-
+@literal
 def proxy_chain() -> Figure:
     """What we want, what we can count, what we can train: a chain, and what each link loses."""
     boxes = (

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from numbers import Real
 
-import ipywidgets as ipw
 import numpy as np
-import plotly.graph_objects as go
 
 from saelearn.errors import Refusal
 from saelearn.plots import training
+from saelearn.plots.panel import Panel, button, choice, number
 from saelearn.tiny import dial
 from saelearn.tiny.dial import DialPoint, Numbers
 from saelearn.widgets.parts import failure, html_table, notice
 
 
-class L1Dial(ipw.VBox):
+class L1Dial(Panel):
     """A slider over the L1 coefficient that moves all that follows from it, together and at once.
 
     Shown are the precomputed settings; the button trains one anew at the chosen value, in the
@@ -29,7 +29,7 @@ class L1Dial(ipw.VBox):
         train_point: how to train anew; `dial.train_point` by default.
 
     Raises:
-        Refusal: `start` is no number above 0.
+        Refusal: `start` is no number above 0, or there are no points.
     """
 
     def __init__(
@@ -39,65 +39,53 @@ class L1Dial(ipw.VBox):
         start: float = 0.3,
         train_point: Callable[..., DialPoint] = dial.train_point,
     ):
-        self.points = dial.load_sweep() if points is None else points
-        self.anew: dict[float, DialPoint] = {}  # coefficient -> what training anew gave
+        self.points = dial.load_sweep() if points is None else list(points)
+        self.anew: dict[float, tuple[int, DialPoint]] = {}  # coefficient -> seed, what it gave
         self._train_point = train_point
         self._thread: threading.Thread | None = None
-        self.slider = coefficient_slider(self.points, start)
-        self.seed = ipw.BoundedIntText(
-            value=0, description="seed", tooltip="0 is the seed of the stored ones"
-        )
-        self.seed.layout.width, self.seed.style.description_width = "130px", "initial"
-        self.button = ipw.Button(description="train anew", tooltip="train at the chosen λ, now")
-        self.progress = ipw.FloatProgress(value=0.0, min=0.0, max=1.0)
-        self.progress.layout = {"width": "160px", "visibility": "hidden"}
-        self.table, self.message = ipw.HTML(), ipw.HTML()
-        self.figure = go.FigureWidget(training.dial(columns(self.points)))
-        controls = ipw.HBox([self.slider, self.button, self.seed, self.progress])
-        super().__init__([controls, self.table, self.message, self.figure])
-        self.button.on_click(lambda _: self.train_anew())
-        self.slider.observe(lambda _: self.show(), names="value")
-        self.show()
+        self._showing = threading.RLock()  # the reader's moves and the training's end
+        controls = [
+            coefficient_slider(self.points, start),
+            button("train", "train anew", "train at the chosen λ, now"),
+            number("seed", "seed", "0 is the seed of the stored ones"),
+        ]
+        picture = training.Dial(columns(self.points), tuple(self.points[0].cosine_GF.shape))
+        super().__init__("The L1 dial", controls, picture=picture)
+        self.moved()
 
     @property
     def point(self) -> DialPoint:
         """The precomputed setting that the slider stands at."""
-        return self.points[self.slider.value]
+        return self.points[self.values["l1"]]
 
-    def show(self) -> None:
+    def moved(self) -> None:
         """Draw the chosen setting, and beside it what training anew gave, if it was."""
-        point = self.point
-        anew = self.anew.get(point.numbers.l1_coefficient)
-        drawn = anew or point
-        with self.figure.batch_update():
-            trace = {t.name: t for t in self.figure.data if t.name}
-            trace["cosines"].z = np.asarray(drawn.cosine_GF, dtype=np.float32).round(2)
-            trace["says"].x = np.asarray(drawn.planted_A).round(3)
-            trace["says"].y = np.asarray(drawn.active_A).round(3)
-            for name in ("unexplained", "dead", "gamma"):
-                self._mark(
-                    f"{name} now", point.numbers.l1_coefficient, getattr(point.numbers, name)
-                )
-            self._mark("recovered now", point.numbers.l1_coefficient, recovered(point))
-            self._mark("frontier now", point.numbers.l0, point.numbers.unexplained)
-            if anew:
-                self._mark("frontier anew", anew.numbers.l0, anew.numbers.unexplained)
-            else:
-                trace["frontier anew"].update(x=[], y=[])
-        self.table.value = table(point.numbers, anew.numbers if anew else None)
+        with self._showing, self.hold_sync():
+            asked, numbers = self.values, self.point.numbers
+            seed, anew = self.anew.get(numbers.l1_coefficient, (None, None))
+            drawn = anew or self.point
+            self.frame = self.picture.choose(
+                named(self.point),
+                drawn.cosine_GF,
+                drawn.planted_A,
+                drawn.active_A,
+                named(anew) if anew else None,
+            )
+            self.table = table(numbers, anew.numbers if anew else None, seed)
+            self.alt = (
+                f"Four pictures at λ = {numbers.l1_coefficient:g}: {numbers.n_recovered} of "
+                f"{len(drawn.cosine_GF)} planted features found, L0 {numbers.l0:.2f}, variance "
+                f"missed {numbers.unexplained:.3f}, length γ {numbers.gamma:.3f}."
+            )
+            self.shown = asked
 
-    def _mark(self, name: str, x: float, y: float) -> None:
-        next(t for t in self.figure.data if t.name == name).update(x=[x], y=[y])
-
-    def train_anew(self) -> None:
-        """Train at the chosen coefficient in the background; a second call waits for its turn."""
+    def pressed(self, name: str) -> None:
+        """Train at the chosen coefficient in the background; one training at a time."""
         if self._thread and self._thread.is_alive():
             return
-        coefficient, seed = self.point.numbers.l1_coefficient, self.seed.value
-        self.button.disabled, self.progress.value = True, 0
-        self.progress.layout.visibility = "visible"
-        self._say(f"training at λ = {coefficient:g} with seed {seed} …")
-        work = (coefficient, seed)
+        work = (self.point.numbers.l1_coefficient, self.values["seed"])
+        self.disabled, self.progress = ["train"], 0.0
+        self.message = notice("training at λ = {:g} with seed {} …".format(*work))
         self._thread = threading.Thread(target=self._train, args=work, daemon=True)
         self._thread.start()
 
@@ -110,24 +98,26 @@ class L1Dial(ipw.VBox):
         steps = dial.TRAINING["steps"]
 
         def tell(record: dict, _) -> None:
-            self.progress.value = record["step"] / steps
+            self.progress = record["step"] / steps
 
         try:
-            self.anew[coefficient] = self._train_point(coefficient, seed=seed, callback=tell)
-            self._say(f"trained at λ = {coefficient:g} with seed {seed}, in the last row")
-            self.show()
+            trained = self._train_point(coefficient, seed=seed, callback=tell)
+            self.anew[coefficient] = seed, trained
+            self.message = notice(
+                f"trained at λ = {coefficient:g} with seed {seed}: "
+                f"the second row, wherever the slider stands at {coefficient:g}"
+            )
+            self.moved()
         except Exception as error:  # in a thread nobody else would see it
-            self.message.value = failure(error)
+            self.message = failure(error)
         finally:
-            self.button.disabled = False
-            self.progress.layout.visibility = "hidden"
-
-    def _say(self, text: str) -> None:
-        self.message.value = notice(text)
+            self.disabled, self.progress = [], None
 
 
-def coefficient_slider(points: list[DialPoint], start: float) -> ipw.SelectionSlider:
+def coefficient_slider(points: list[DialPoint], start: float) -> dict:
     """A slider over the settings that shows the coefficient itself, not its exponent or index."""
+    if not points:
+        raise Refusal("at least one setting for the dial", "an empty list", "dial.load_sweep()")
     values = [p.numbers.l1_coefficient for p in points]
     if not isinstance(start, Real) or isinstance(start, bool) or not 0 < start < np.inf:
         raise Refusal(
@@ -135,29 +125,22 @@ def coefficient_slider(points: list[DialPoint], start: float) -> ipw.SelectionSl
             repr(start),
             f"a number from {min(values):g} to {max(values):g}; the nearest setting is shown",
         )
-    return ipw.SelectionSlider(
-        options=[(f"{value:g}", i) for i, value in enumerate(values)],
-        index=int(np.abs(np.log(values) - np.log(start)).argmin()),
-        description="L1 coefficient λ",
-        tooltip="L1 coefficient lambda: arrow keys or mouse",
-        style={"description_width": "initial"},
-        layout={"width": "480px"},
-    )
+    at = int(np.abs(np.log(values) - np.log(start)).argmin())
+    return choice("l1", "L1 coefficient λ", [f"{value:g}" for value in values], at)
+
+
+def named(point: DialPoint) -> dict[str, float]:
+    """A setting's numbers by name, what was found as a share of what was planted."""
+    return asdict(point.numbers) | {"recovered": point.numbers.n_recovered / len(point.cosine_GF)}
 
 
 def columns(points: list[DialPoint]) -> dict[str, list[float]]:
-    """The settings' numbers by name, what was found as a share of what was planted."""
-    names = ("l1_coefficient", "l0", "unexplained", "dead", "gamma")
-    found = {name: [getattr(p.numbers, name) for p in points] for name in names}
-    return found | {"recovered": [recovered(p) for p in points]}
+    """The settings' numbers, as columns."""
+    rows = [named(point) for point in points]
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def recovered(point: DialPoint) -> float:
-    """Share of the planted features that were found."""
-    return point.numbers.n_recovered / len(point.cosine_GF)
-
-
-def table(chosen: Numbers, anew: Numbers | None = None) -> str:
+def table(chosen: Numbers, anew: Numbers | None = None, seed: int | None = None) -> str:
     """The numbers of a setting, and beside them what training anew gave."""
     rows = {
         "L0": ("l0", "{:.2f}"),
@@ -167,7 +150,8 @@ def table(chosen: Numbers, anew: Numbers | None = None) -> str:
         "planted found": ("n_recovered", "{}"),
         "mean max cosine": ("mean_max_cosine", "{:.3f}"),
     }
-    shown = {f"λ = {chosen.l1_coefficient:g}": chosen} | ({"trained anew": anew} if anew else {})
+    shown = {f"λ = {chosen.l1_coefficient:g}": chosen}
+    shown |= {f"trained anew, seed {seed}": anew} if anew else {}
     written = {
         name: {field: form.format(getattr(numbers, field)) for field, form in rows.values()}
         for name, numbers in shown.items()

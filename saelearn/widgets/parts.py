@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import html
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-
-import ipywidgets as ipw
+from numbers import Real
+from typing import Any
 
 from saelearn import style
+from saelearn.errors import Refusal
+from saelearn.plots.panel import choice
+from saelearn.style import as_html
 
-CELL = "padding:2px 10px;text-align:right;white-space:nowrap"
+CELL = "padding:2px 8px;text-align:right;vertical-align:bottom"
 
 
 class Latest:
@@ -21,10 +24,11 @@ class Latest:
 
     Args:
         work: what is done with the arguments of a call.
-        done: called after each piece of work, with the error that ended it or None.
+        done: called after each piece of work with the same arguments, and the error that ended it
+            or None.
     """
 
-    def __init__(self, work: Callable[..., None], done: Callable[[Exception | None], None]):
+    def __init__(self, work: Callable[..., None], done: Callable[..., None]):
         self._work, self._done = work, done
         self._lock = threading.Lock()  # guards the two below
         self._wanted: tuple | None = None
@@ -53,15 +57,14 @@ class Latest:
                     return
             try:
                 self._work(*wanted)
-                self._done(None)
+                self._done(*wanted, None)
             except Exception as error:  # in a thread nobody else would see it
-                self._done(error)
+                self._done(*wanted, error)
 
 
 def notice(text: str, colour: str = "inherit") -> str:
     """A line of HTML that a screen reader announces."""
-    escaped = html.escape(text).replace("\n", "<br>")
-    return f'<div role="status" style="color:{colour}">{escaped}</div>'
+    return f'<div role="status" style="color:{colour}">{as_html(text)}</div>'
 
 
 def failure(error: Exception, work: str = "training") -> str:
@@ -69,18 +72,13 @@ def failure(error: Exception, work: str = "training") -> str:
     return notice(f"{work} failed: {type(error).__name__}: {error}", style.STEERED)
 
 
-def value_slider(
-    values: Sequence[float], start: float, description: str, width: str
-) -> ipw.SelectionSlider:
-    """A slider over numbers that shows the number itself as text."""
-    return ipw.SelectionSlider(
-        options=[(f"{value:g}", value) for value in values],
-        value=min(values, key=lambda value: abs(value - start)),
-        description=description,
-        tooltip=f"{description}: arrow keys or mouse",
-        style={"description_width": "initial"},
-        layout={"width": width},
-    )
+def value_slider(name: str, label: str, values: Sequence[float], start: float) -> dict[str, Any]:
+    """A slider over numbers that shows the number itself as text, at the one nearest to `start`."""
+    if not isinstance(start, Real) or isinstance(start, bool) or not math.isfinite(start):
+        span = f"a number from {min(values):g} to {max(values):g}; the nearest is shown"
+        raise Refusal(f"start as a finite number for the slider '{label}'", repr(start), span)
+    at = min(range(len(values)), key=lambda i: abs(values[i] - start))
+    return choice(name, label, [f"{value:g}" for value in values], at)
 
 
 def html_table(name: str, head: Mapping[str, str], rows: Mapping[str, Mapping[str, str]]) -> str:
@@ -90,12 +88,15 @@ def html_table(name: str, head: Mapping[str, str], rows: Mapping[str, Mapping[st
         head: field -> what stands above its column.
         rows: title -> field -> text.
     """
-    cells = "".join(f'<th scope="col" style="{CELL}">{text}</th>' for text in ["", *head.values()])
+    cells = "".join(
+        f'<th scope="col" style="{CELL}">{as_html(text)}</th>' for text in ["", *head.values()]
+    )
     lines = [f'<tr style="text-align:right">{cells}</tr>']
     for title, row in rows.items():
         cells = "".join(
-            f'<td data-number="{field}" style="{CELL}">{row[field]}</td>' for field in head
+            f'<td data-number="{field}" style="{CELL}">{as_html(row[field])}</td>' for field in head
         )
-        lines.append(f'<tr><th scope="row" style="{CELL};min-width:9em">{title}</th>{cells}</tr>')
+        first = f'<th scope="row" style="{CELL};white-space:nowrap">{as_html(title)}</th>'
+        lines.append(f"<tr>{first}{cells}</tr>")
     style_ = "border-collapse:collapse;font-variant-numeric:tabular-nums"
     return f'<table class="{name}" aria-live="polite" style="{style_}">{"".join(lines)}</table>'

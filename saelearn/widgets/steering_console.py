@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import ipywidgets as ipw
-
 from saelearn import tiny
+from saelearn.plots.panel import Panel, button
 from saelearn.plots.steering import SideBySide
 from saelearn.tiny.console import Console, Written
 from saelearn.widgets.parts import Latest, failure, html_table, value_slider
@@ -16,7 +15,7 @@ SHOWN = 4  # texts in a column: always the first ones, never the best ones
 HEAD = {"mentions": "texts that speak of it", "validity": "four-word runs that are well formed"}
 
 
-class SteeringConsole(ipw.VBox):
+class SteeringConsole(Panel):
     """A slider over the strength of a push; two columns of texts are written anew as it moves.
 
     On the left the push goes along the direction of a thing, on the right along a random one of
@@ -26,52 +25,53 @@ class SteeringConsole(ipw.VBox):
     Args:
         console: what writes; `Console.load()` by default.
         start: the strength that is shown first (the nearest there is).
+
+    Raises:
+        Refusal: `start` is no finite number.
     """
 
     def __init__(self, console: Console | None = None, *, start: float = 0.0):
+        slider = value_slider("strength", "strength of the push", STRENGTHS, start)
         self.console = console or Console.load()
         self._latest = Latest(self._show, self._tell)
         self._known: dict[tuple[float, int], dict[str, Written]] = {}
-        self.slider = value_slider(STRENGTHS, start, "strength of the push", "480px")
         self.seed = 1
-        self.button = ipw.Button(
-            description="other texts", tooltip="draw anew, at the same strength"
-        )
-        self.table, self.texts, self.message = ipw.HTML(), ipw.HTML(), ipw.HTML()
-        controls = ipw.HBox([self.slider, self.button], layout={"flex_flow": "row wrap"})
-        super().__init__([controls, self.table, self.message, self.texts])
-        self.slider.observe(lambda _: self.turn(), names="value")
-        self.button.on_click(lambda _: self.draw_anew())
-        self.turn()
+        other = button("other", "other texts", "draw anew, at the same strength")
+        super().__init__("The steering console", [slider, other])
+        self.moved()
         self.wait()
 
-    def draw_anew(self) -> None:
+    def pressed(self, name: str) -> None:
         """Write other texts at the same strength."""
         self.seed += 1
-        self.turn()
+        self.moved()
 
-    def turn(self) -> None:
+    def moved(self) -> None:
         """Write at what the slider shows, now or as soon as what is being written is done."""
-        self._latest(self.slider.value, self.seed)
+        self._latest(dict(self.values), self.seed)
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until what is shown is what was asked for."""
         self._latest.wait(seconds)
 
-    def _tell(self, error: Exception | None) -> None:
-        self.message.value = failure(error, "writing") if error else ""
+    def _tell(self, asked: dict[str, int], _: int, error: Exception | None) -> None:
+        with self.hold_sync():
+            self.shown = asked  # also what failed is answered
+            self.message = failure(error, "writing") if error else ""
 
-    def _show(self, strength: float, seed: int) -> None:
+    def _show(self, asked: dict[str, int], seed: int) -> None:
+        strength = STRENGTHS[asked["strength"]]
         if (strength, seed) not in self._known:
             self._known[strength, seed] = {
                 title: self.console.write(title, strength, seed=seed)
                 for title in self.console.directions
             }
         written = self._known[strength, seed]
-        self.table.value = table(strength, written)
-        columns = {heading(title): w.texts[:SHOWN] for title, w in written.items()}
+        texts = {heading(title): w.texts[:SHOWN] for title, w in written.items()}
         phrases = tiny.MENTIONS[self.console.name]
-        self.texts.value = SideBySide(columns, phrases)._repr_html_()
+        with self.hold_sync():
+            self.table = table(strength, written)
+            self.words = SideBySide(texts, phrases)._repr_html_()
 
 
 def heading(title: str) -> str:

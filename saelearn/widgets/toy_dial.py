@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import ipywidgets as ipw
-import plotly.graph_objects as go
 import torch
 
 from saelearn import toy
-from saelearn.plots import sparsity
+from saelearn.plots.panel import Panel
+from saelearn.plots.sparsity import KEPT, Sparsity
 from saelearn.widgets.parts import Latest, failure, html_table, value_slider
 
 P = (1, 0.85, 0.7, 0.6, 0.55, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
@@ -26,7 +25,7 @@ HEAD = {
 }
 
 
-class ToyDial(ipw.VBox):
+class ToyDial(Panel):
     """A slider over sparsity: wherever it stands, toy models of superposition are trained anew.
 
     Five features, two dimensions, the best of twelve copies. Training runs in the background; if
@@ -35,44 +34,45 @@ class ToyDial(ipw.VBox):
     Args:
         start: the probability p that is shown first (the nearest there is).
         train: how to train; `toy.train_toy` by default.
+
+    Raises:
+        Refusal: `start` is no finite number.
     """
 
     def __init__(self, *, start: float = 1.0, train: Callable[..., toy.ToyRun] = toy.train_toy):
         self._train = train
         self._latest = Latest(self._show, self._tell)
-        self.slider = value_slider(P, start, "probability p to be on", "480px")
-        self.ratio = value_slider(RATIOS, 0.8, "importance, each next ×", "360px")
-        self.table, self.message = ipw.HTML(), ipw.HTML()
-        self.figure = go.FigureWidget(sparsity.picture(N_FEATURES))
-        controls = ipw.HBox([self.slider, self.ratio], layout={"flex_flow": "row wrap"})
-        super().__init__([controls, self.table, self.message, self.figure])
-        for slider in (self.slider, self.ratio):
-            slider.observe(lambda _: self.turn(), names="value")
-        self.turn()
+        controls = [
+            value_slider("p", "probability p to be on", P, start),
+            value_slider("ratio", "importance, each next ×", RATIOS, 0.8),
+        ]
+        picture = Sparsity(N_FEATURES, TRAINING["n_instances"])
+        super().__init__("The sparsity dial", controls, picture=picture)
+        self.moved()
         self.wait()
 
-    def turn(self) -> None:
+    def moved(self) -> None:
         """Train at what the sliders show, now or as soon as a training has ended."""
-        self._latest(self.slider.value, self.ratio.value)
+        self._latest(dict(self.values))
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until what is shown is what was asked for."""
         self._latest.wait(seconds)
 
-    def _tell(self, error: Exception | None) -> None:
-        self.message.value = failure(error) if error else ""
+    def _tell(self, asked: dict[str, int], error: Exception | None) -> None:
+        with self.hold_sync():
+            self.shown = asked  # also what failed is answered
+            self.message = failure(error) if error else ""
 
-    def _show(self, p: float, ratio: float) -> None:
+    def _show(self, asked: dict[str, int]) -> None:
+        p, ratio = P[asked["p"]], RATIOS[asked["ratio"]]
         importance_G = ratio ** torch.arange(float(N_FEATURES))
         start = time.perf_counter()
         run = self._train(N_FEATURES, D_HIDDEN, p=p, importance_G=importance_G, **TRAINING)
         seconds = time.perf_counter() - start
         W_GD, dim_G = run.W[run.best()], toy.dimensionality(run.W[run.best()])
         nothing = float(importance_G.mean()) * p / 3  # E[f^2] of what is on is 1/3
-        with self.figure.batch_update():
-            for name, new in sparsity.values(W_GD, dim_G, run.loss / nothing).items():
-                next(t for t in self.figure.data if t.name == name).update(new)
-        kept = int((W_GD.norm(dim=1) > sparsity.KEPT).sum())
+        kept = int((W_GD.norm(dim=1) > KEPT).sum())
         crowd = 1 - (1 - p) ** 5 - 5 * p * (1 - p) ** 4
         row = {
             "crowd": f"{crowd:.1%}",
@@ -81,4 +81,11 @@ class ToyDial(ipw.VBox):
             "loss": f"{run.loss.min() / nothing:.3f}",
             "seconds": f"{seconds:.2f} s",
         }
-        self.table.value = html_table("toy-dial", HEAD, {f"p = {p:g}, × {ratio:g}": row})
+        lengths = ", ".join(f"{length:.2f}" for length in W_GD.norm(dim=1).tolist())
+        with self.hold_sync():
+            self.frame = self.picture.show(W_GD, dim_G, run.loss / nothing)
+            self.table = html_table("toy-dial", HEAD, {f"p = {p:g}, × {ratio:g}": row})
+            self.alt = (
+                f"Directions of {N_FEATURES} features in a plane, {kept} of them kept; "
+                f"their lengths, most important first: {lengths}."
+            )
