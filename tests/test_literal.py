@@ -68,7 +68,7 @@ def test_every_figure_takes_its_text_literally(path):
         lambda t: autoencoders.maps({t: np.eye(3)}),
         lambda t: recovery.dictionaries({t: (0.5, 3), "b": (0.2, 1)}, ours=[t]),
         lambda t: training.histories({t: ([1, 2], [1.0, 2.0], "#333333")}, ylabel=t),
-        lambda t: inside.by_register([t, "b"], {t: [1.0, 2.0]}),
+        lambda t: inside.detectors({t: [0.5, 0.2], "b": [0.1]}),
     ],
 )  # fmt: skip
 def test_text_on_a_figure_stands_as_it_is(draw, text):
@@ -161,7 +161,6 @@ def context(**change):
     [
         steering.SideBySide({HOSTILE: [HOSTILE]}, [HOSTILE]),
         features.Contexts([context(words=[HOSTILE] * 2, separator=HOSTILE)]),
-        inside.Lens([HOSTILE], {HOSTILE: [(HOSTILE, 0.5)]}),
         inside.Texts([(0, 1.0, HOSTILE, HOSTILE, HOSTILE)], [HOSTILE]),
         Verdict("passed", HOSTILE, HOSTILE),
     ],
@@ -195,10 +194,6 @@ def test_nothing_hostile_gets_into_a_page_or_a_terminal(shown):
         lambda: features.Contexts([context(activations=[1.0])]),
         lambda: features.Contexts([context(center=2)]),
         lambda: features.Contexts([context(words=[1, 2])]),
-        lambda: inside.Lens("words", {}),
-        lambda: inside.Lens(["a"], {"x": [("b", float("nan"))]}),
-        lambda: inside.Lens(["a"], {"x": [("b", 0.5), ("c", 0.5)]}),
-        lambda: inside.Lens(["a"], {"x": [0.5]}),
         lambda: inside.Texts([(3, 1.0, "", "a", "")], ["web"]),
         lambda: inside.Texts([(0, float("nan"), "", "a", "")], ["web"]),
         lambda: inside.Texts([(0, 1.0)], ["web"]),

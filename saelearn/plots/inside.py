@@ -144,6 +144,7 @@ def _grid(ax: Axes, words, sites, values_LT, shades_LT, *, shown) -> None:
         ax.text(column, row, text, ha="center", va="center", color=shade, fontsize=9)
 
 
+@literal
 def attention(
     words: Sequence[str], looks_TT: ArrayLike, left: Mapping[str, float], *, whole: float
 ) -> Figure:
