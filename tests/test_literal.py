@@ -230,7 +230,7 @@ def test_nothing_to_show_is_shown_as_nothing():
         {"measure": lambda tokens_NT: 0.5},
         {"measure": lambda tokens_NT: {"rate": "high"}},
     ],
-    ids=str,
+    ids=lambda wrong: str(*wrong),
 )
 def test_doses_that_cannot_be_measured_are_refused(wrong):
     lm = SimpleNamespace(generate=lambda *_, n, **__: torch.zeros(n, 3))
