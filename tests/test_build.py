@@ -15,7 +15,7 @@ from saelearn.tiny import build, dial, pretrain, shipped
 def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     small = partial(pretrain.train_model, steps=2, batch_size=4, log_every=1)
     monkeypatch.setattr(pretrain, "train_model", small)
-    training = {"steps": 3, "batch_size": 64, "lr": 1e-3, "log_every": 1}
+    training = {"steps": 3, "batch_size": 64, "log_every": 1}
     monkeypatch.setattr(build, "SAE_TRAINING", training)
     monkeypatch.setattr(shipped, "D_SAE", 16)
     monkeypatch.setattr(dial, "L1_COEFFICIENTS", (0.3,))
@@ -32,7 +32,7 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     assert LM.load(artifacts.find("lm")).residual_sites()[1] == tiny.SITE
     for name, recipe in tiny.recipes().items():
         sae = tiny.load_named(name)
-        assert sae.d_sae == (recipe.d_sae or 16) and sae.metadata["hook_name"] == recipe.site
+        assert sae.d_sae == (recipe.d_sae or 16) and sae.metadata["site"] == recipe.site
         assert isinstance(sae, TopK) == bool(recipe.k)
     assert len(tiny.recipes()) == 20
     assert set(tiny.probe_f1()) == set(tiny.held_out(2).names)

@@ -92,7 +92,8 @@ def test_saes_of_the_sweep_fit_the_model():
     for coefficient in tiny.L1_COEFFICIENTS:
         sae = tiny.load_sae(coefficient)
         assert (sae.d_in, sae.d_sae) == (128, tiny.D_SAE)
-        assert sae.metadata["hook_name"] == tiny.SITE
+        assert sae.metadata["site"] == tiny.SITE
+        assert sae.metadata["hook_name"] == "blocks.1.hook_resid_post"  # as SAELens calls it
         assert sae.metadata["l1_coefficient"] == coefficient
     assert tiny.load_random_sae().d_in == 128
 
@@ -101,7 +102,7 @@ def test_every_recipe_lies_in_data_and_fits_its_site(lm):
     megabytes = 0.0
     for name, recipe in tiny.recipes().items():
         sae = tiny.load_named(name)
-        assert sae.metadata["hook_name"] == recipe.site and sae.d_in == 128
+        assert sae.metadata["site"] == recipe.site and sae.d_in == 128
         assert sae.d_sae == (recipe.d_sae or tiny.D_SAE)
         lm.find_site(recipe.site)
         megabytes += sum(p.numel() * 4 for p in sae.parameters()) / 1e6

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,11 +132,15 @@ def build_saes(root: Path) -> None:
         x_ND = collect(lm, tokens_NT, site, progress=True).x_ND
         for name, recipe in recipes.items():
             if (recipe.model, recipe.site) == (model, site):
-                build_sae(root, name, x_ND)
+                build_sae(root, name, x_ND, lm.about(site))
 
 
-def build_sae(root: Path, name: str, x_ND: Tensor) -> None:
-    """Train one of `shipped.recipes()` on activations of its site and save it with its history."""
+def build_sae(root: Path, name: str, x_ND: Tensor, about: dict[str, Any]) -> None:
+    """Train one of `shipped.recipes()` on activations of its site and save it with its history.
+
+    Args:
+        about: where the activations come from (`LM.about`).
+    """
     recipe = shipped.recipes()[name]
     print(f"SAE {name}")
     d_sae, how = recipe.d_sae or shipped.D_SAE, SAE_TRAINING | {"seed": recipe.seed}
@@ -143,11 +148,9 @@ def build_sae(root: Path, name: str, x_ND: Tensor) -> None:
     strength = {"k": recipe.k} if recipe.k else {"l1_coefficient": recipe.l1_coefficient}
     kind = {"kind": TopK, "objective": REVIVING} if recipe.k else {}
     trained = train(x_ND, d_sae, **kind, **strength, **how)
-    trained.sae.metadata |= strength | how | {
+    trained.sae.metadata |= strength | how | about | {
         "model_name": OURS + (", untrained" if recipe.model == "lm_random" else ""),
-        "hook_name": recipe.site,
         "context_size": corpus.LENGTH,
-        "prepend_bos": False,
         "scale": trained.scale,
     }  # fmt: skip
     trained.sae.save(root / "saes" / name)
