@@ -191,7 +191,7 @@ def build_dial(root: Path) -> None:
 STEPS = {
     "lm": Step(build_lm, 10, "tokenizer, tiny language model, the same untrained"),
     "fourgrams": Step(build_fourgrams, 1, "every run of four words that the corpus writes"),
-    "saes": Step(build_saes, 26, "SAEs over eight L1 coefficients, seeds, sizes, sites and TopK"),
+    "saes": Step(build_saes, 34, "SAEs over eight L1 coefficients, seeds, sizes, sites and TopK"),
     "probes": Step(build_probes, 1, "what a linear probe reads off the site"),
     "dial": Step(build_dial, 1, "the toy sweep behind the L1 dial"),
 }
