@@ -6,18 +6,22 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from saelearn.sae import AT_FULL, L1, SAE, l1_loss
+from saelearn.train.autograd import Autograd
 from saelearn.train.fast import ENCODERS, Kernel, Plan, SparseL1, Stack, active, kernels
 
 PLANS = [Plan("plain", 0.0), *(Plan(encoder, 1.1) for encoder in ENCODERS)]
 
 
-def errors(sae: SAE, x_BD: torch.Tensor, plan: Plan, *, l1: float, norm: str) -> dict[str, float]:
+def errors(
+    sae: SAE, x_BD: torch.Tensor, engine: SparseL1 | Autograd, *, l1: float, norm: str
+) -> dict[str, float]:
     """Relative differences of gradients and losses from float64 autograd; of counts, absolute."""
     exact = SAE(sae.d_in, sae.d_sae, apply_b_dec_to_input=sae.apply_b_dec_to_input).double()
     exact.load_state_dict({name: value.double() for name, value in sae.state_dict().items()})
     x_double_BD = x_BD.double()
     output = exact(x_double_BD)
-    loss, count_F, *_ = SparseL1(plan)(sae, x_BD, L1(l1, norm), AT_FULL)
+    sae.zero_grad()
+    loss, count_F, *_ = engine(sae, x_BD, L1(l1, norm), AT_FULL)
     expected = l1_loss(x_double_BD, output, exact.W_dec, l1_coefficient=l1, decoder_norm=norm)
     expected.total.backward()
     pairs = {
@@ -39,9 +43,18 @@ def gap(sae: SAE, x_BD: torch.Tensor) -> float:
     return float((input_BD @ sae.W_enc + sae.b_enc).abs().min().detach())
 
 
+def left_over(sae: SAE, x_BD: torch.Tensor) -> float:
+    """What x - x_hat is of the terms it is summed from: fp32 loses as many digits as cancel."""
+    output = sae(x_BD)
+    terms_BD = x_BD.abs() + output.f @ sae.W_dec.abs() + sae.b_dec.abs()
+    return float((x_BD - output.x_hat).norm().detach() / terms_BD.norm().detach())
+
+
 def assert_exact(sae: SAE, x_BD: torch.Tensor, plan: Plan, *, l1: float = 0.3, norm: str) -> None:
-    found = errors(sae, x_BD, plan, l1=l1, norm=norm)
-    assert max(found.values()) < 1e-5, found
+    """To 1e-5, or, where sums cancel, to what PyTorch's own gradient in fp32 makes of them."""
+    found = errors(sae, x_BD, SparseL1(plan), l1=l1, norm=norm)
+    plain = errors(sae, x_BD, Autograd(), l1=l1, norm=norm)
+    assert all(found[name] < max(1e-5, 4 * plain[name]) for name in found), (found, plain)
 
 
 @settings(max_examples=80, deadline=None)
@@ -67,7 +80,7 @@ def test_gradients_equal_float64_autograd(
     sae.b_enc.data = bias + 0.1 * torch.randn(d_sae)
     sae.b_dec.data = torch.randn(d_in)
     x_BD = torch.randn(stride * batch, d_in)[::stride]
-    assume(gap(sae, x_BD) > 1e-5)
+    assume(gap(sae, x_BD) > 1e-5 and left_over(sae, x_BD) > 0.02)
     assert_exact(sae, x_BD, plan, norm=norm)
 
 

@@ -223,10 +223,9 @@ def first_right(number: str, name: str) -> tuple:
         ("01", "encode_decode", lambda encode, decode: (encode, lambda *_: 3), 0.5),
         ("01", "encode_decode", lambda encode, decode: (lambda *_: 3, decode), 0),
         ("04", "tied", lambda tied: (lambda *a: (tied(*a)[0], a[0]),), 0.5),
-        ("05", "encode_decode", lambda encode, decode: (encode, lambda *_: ...), 0.5),
+        ("01", "encode_decode", lambda encode, decode: (encode, lambda *_: ...), 0.5),
         ("00", "shapes", lambda answers: ({**answers, "x_BTD[0]": ...},), 3 / 4),
         ("00", "shapes", lambda answers: (dict.fromkeys(answers, (1,)),), 0),
-        ("06", "terms", lambda answers: ({**answers, "A": "both"},), 3 / 4),
         ("05", "translations", lambda a, b, c: (a, 7.0, c), 2 / 3),
     ],
 )
