@@ -28,7 +28,7 @@ test: $(STAMP) lint ## everything that must hold, in a few minutes
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow" $(NBVAL) tests notebooks
 
 test-slow: $(STAMP) ## what takes long
-	$(PYTEST) -m slow tests
+	HYPOTHESIS_PROFILE=default $(PYTEST) -m slow tests
 
 data: $(STAMP) ## rebuild everything in data/ from seeds
 	$(PY) -m saelearn.cli data

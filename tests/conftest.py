@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from servers import stop, wait_for
+
+# The same draws each time: what passed must pass again. HYPOTHESIS_PROFILE=default looks further.
+settings.register_profile("steady", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = "SAELEARN_TEST_SCRATCH"
