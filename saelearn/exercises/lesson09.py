@@ -269,6 +269,7 @@ def predicted_rate(guess: Any, rate: float) -> Verdict:
     return guesses.reply_to_number(
         "how many will speak of it", guess, rate, within=0.1,
         near=f"about right: {measured}",
-        low=f"more: {measured} Eight vectors are enough. But read the texts before you rejoice.",
+        low=f"more: {measured} One vector at eight places is enough. "
+        "But read the texts before you rejoice.",
         high=f"fewer: {measured} Not every text follows a push that soon ends.",
     )  # fmt: skip
