@@ -45,7 +45,8 @@ class Seen(NamedTuple):
 
 class Engine(Protocol):
     """How loss and gradients are computed.
-    One that can go several ways has a `plan`, which a checkpoint holds.
+    One that can go several ways has a `plan`, which a checkpoint holds; one that has a faster
+    update than `update.update_` has it as `update`, with the same arguments.
 
     Those of `engines.FAST` also have `fits(sae, objective, *, device, precision, processes)`, and
     are made as `Autograd` is, with a `Plan` before the rest.

@@ -146,6 +146,8 @@ class Shared:
 
     def __init__(self, engine: Engine, stop: Stop):
         self._engine, self._stop = engine, stop
+        if size() == 1 and hasattr(engine, "update"):
+            self.update = engine.update  # it may know more of its own gradients than is in `.grad`
         self._calls, self.stopped = 0, False
         self._flat: Tensor | None = None
 

@@ -42,20 +42,34 @@ def step(
     Returns:
         the loss before the update, and how often each feature was active.
     """
-    seen = (engine or Autograd())(sae, x_BD, objective, now)
+    engine = engine or Autograd()
+    seen = engine(sae, x_BD, objective, now)
     for parameter in sae.parameters():
         if not parameter.requires_grad:  # frozen
             parameter.grad = None
-    gradients = [_rows(p.grad, p)[None] for p in sae.parameters() if p.grad is not None]
     unit_norm = objective.decoder_norm == "unit_norm" and sae.W_dec.grad is not None
+    update = getattr(engine, "update", update_)
+    update(sae, optimizer, clip_norm=clip_norm, unit_norm=unit_norm)
+    sae.after_step_(seen.observed_P)
+    return seen
+
+
+def update_(
+    sae: SAE, optimizer: Adam | torch.optim.Optimizer, *, clip_norm: float, unit_norm: bool
+) -> None:
+    """From the gradients in `.grad` to new weights.
+
+    Args:
+        clip_norm: the gradient's norm is clipped at this.
+        unit_norm: rows of the decoder stay at length 1.
+    """
     if unit_norm:
         keep_length_(sae.W_dec.detach(), sae.W_dec.grad)
+    gradients = [_rows(p.grad, p)[None] for p in sae.parameters() if p.grad is not None]
     clip_(gradients, clip_norm)
     optimizer.step()
     if unit_norm:
         unit_rows_(sae.W_dec)
-    sae.after_step_(seen.observed_P)
-    return seen
 
 
 class Adam:
