@@ -27,7 +27,8 @@ from torch import Tensor
 from saelearn.activations.shards import Shards
 from saelearn.errors import Refusal, check_activations, check_whole
 
-BLOCK_BYTES = 2**18  # read at a stretch: large enough for disks, small enough to mix
+BLOCK_BYTES = 2**20  # read at a stretch: large enough for disks, small enough to mix
+READERS = 8  # shards that are read at once
 MEMORY_LIMIT = 2**30
 
 
@@ -59,11 +60,14 @@ class ActivationStore:
         tokens: what became of each token that was read (`shards.Tokens`); None for a tensor.
         batches_per_epoch: number of batches.
         windows: in how many pieces an epoch is read; with 1 its order is a full permutation.
+        finite: its rows were looked at, when it was made or when they were read.
 
     Raises:
         Refusal: rows that are not finite, or a memory_limit in which they cannot be mixed.
         ArtifactError: a folder with something missing, cut short, or not of our making.
     """
+
+    finite = True
 
     def __init__(
         self,
@@ -192,8 +196,15 @@ class ActivationStore:
             x_ND = room_ND[:n]
             pieces_K = x_ND.split(blocks_K3[:, 2].tolist())
             work = zip(blocks_K3[:, :2].tolist(), pieces_K, strict=True)
-            for shard, group in itertools.groupby(work, key=lambda item: item[0][0]):
-                self._shards.read(shard, [(first, piece_ND) for (_, first), piece_ND in group])
+            with ThreadPoolExecutor(READERS) as readers:
+                jobs = [
+                    readers.submit(
+                        self._shards.read, shard, [(first, x_ND) for (_, first), x_ND in group]
+                    )
+                    for shard, group in itertools.groupby(work, key=lambda item: item[0][0])
+                ]
+                for job in jobs:
+                    job.result()
             if self.windows == 1:
                 self._x_ND = x_ND
         order_N = np.random.default_rng((self.seed, window.epoch, window.number)).permutation(n)
@@ -223,7 +234,7 @@ class ActivationStore:
             while len(order_N):
                 missing = self.batch_size - held
                 rows_B, order_N = order_N[:missing], order_N[missing:]
-                pieces.append(x_ND[rows_B])
+                pieces.append(x_ND.index_select(0, rows_B))
                 held += len(rows_B)
                 short = window.last and not len(order_N) and not self.drop_last
                 if held == self.batch_size or short:
