@@ -110,7 +110,7 @@ def train(
             `activations.collect` gave, or `lm.about(site)`. What its activations were multiplied
             by is added, as "scale".
         device: "cpu", "cuda", "mps".
-        precision: "fp32", or "bf16" products with fp32 weights.
+        precision: "fp32"; on CUDA "tf32"; or "bf16" products with fp32 weights.
         compile: let torch.compile fuse the dense way; a minute at the start, pays on a GPU.
         log_every: steps between records of the history.
         plan: how a fast engine goes; by default the fastest way, measured on this machine.
@@ -151,7 +151,7 @@ def train(
             precision=precision, compile=compile,
         )  # fmt: skip
         engine, plan = parallel.Shared(fastest, stop), getattr(fastest, "plan", None) or plan
-        feed = Feed(source, device, parallel.share)
+        feed = stack.enter_context(contextlib.closing(Feed(source, device, parallel.share)))
         keeper.save(state, feed, plan)
         with contextlib.suppress(KeyboardInterrupt):
             while state.step < steps and not engine.stop_now():
