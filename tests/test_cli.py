@@ -176,7 +176,7 @@ def test_train_again_is_done_at_once_and_another_is_refused(rows, capsys, monkey
         (["--activations", "two.safetensors"], "one tensor"),
         (["--activations", "flat.npy"], r"\[N, D\]"),
         (["--activations", "x.npy", "--l1", "-1"], "l1_coefficient"),
-        (["--activations", "x.npy", "--precision", "fp8"], "fp32, bf16"),
+        (["--activations", "x.npy", "--precision", "fp8"], "fp32, tf32, bf16"),
         (["--activations", "x.npy", "--kind", "topk"], "--k for topk"),
         (["--activations", "x.npy", "--kind", "transformer"], "standard, topk"),
         (["--activations", "x.npy", "--d-sae", "100000000"], "free memory.*d_sae="),

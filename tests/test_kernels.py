@@ -185,6 +185,7 @@ def test_bf16_products_are_close_to_fp32():
     assert 1e-5 < difference < 0.02
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.02)])
 def test_cuda_agrees_with_the_cpu(precision, tolerance):

@@ -484,7 +484,8 @@ def test_unusable_data_is_refused(data: object, words: str) -> None:
         ({"batch_size": 0}, "batch_size >= 1"),
         ({"lr": -1.0}, "lr >= 0"),
         ({"decoder_norm": "unit"}, "weighted, unit_norm, free"),
-        ({"precision": "fp16"}, "fp32, bf16"),
+        ({"precision": "fp16"}, "fp32, tf32, bf16"),
+        ({"precision": "tf32"}, "fp32 or bf16 on cpu"),
         ({"center": "median"}, "geometric_median"),
         ({"device": "gpu"}, "cpu, cuda, mps"),
         ({"checkpoint_every": 0}, "above 0"),
@@ -537,6 +538,7 @@ def test_bf16_ends_where_fp32_does() -> None:
     assert not same(quick(precision="bf16").sae, quick().sae)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 @pytest.mark.parametrize("precision", training.PRECISIONS)
 def test_cuda_ends_where_the_cpu_does(precision: str) -> None:

@@ -7,7 +7,6 @@ imported when it runs, so that `saelearn --help` answers at once.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import logging
 import os
@@ -246,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="saelearn", description="A course on sparse autoencoders, and its library."
     )
-    version = importlib.metadata.version("saelearn")
+    version = sys.modules["saelearn"].__version__  # a checkout has no other
     parser.add_argument("--version", action="version", version=f"saelearn {version}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -331,7 +330,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         help="when dead features start anew, as shares of the steps")  # fmt: skip
     add("--seed", type=int, default=0, help="of weights, shuffling and resampling")
     add("--device", default="cpu", help="cpu, cuda or mps")
-    add("--precision", default="fp32", help="fp32 or bf16")
+    add("--precision", default="fp32", help="fp32, bf16, or on CUDA tf32")
     add("--checkpoint", type=Path, help="folder of checkpoints (default: beside --out, until done)")
     add("--checkpoint-every", type=steps_or_seconds, default="60s", metavar="N|Ns",
         help="steps, or seconds with an s")  # fmt: skip

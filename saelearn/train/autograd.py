@@ -6,6 +6,8 @@ Shapes: B batch, D activation width, F features, P processes.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -56,27 +58,42 @@ class Engine(Protocol):
         """Write the gradient of `objective` into the parameters' `.grad`."""
 
 
+@contextlib.contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Products of fp32 in TF32 for a while, and afterwards as before."""
+    if not on:
+        yield
+        return
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 class Autograd:
     """The engine that works for all.
 
     Args:
-        precision: "fp32", or "bf16" products by autocast with fp32 weights.
+        precision: "fp32", "tf32", or "bf16" products by autocast with fp32 weights.
         compile: hand the objective to torch.compile; pays on a GPU.
     """
 
     def __init__(self, *, precision: str = "fp32", compile: bool = False):
-        self._half, self._compile = precision == "bf16", compile
+        self._half, self._tf32, self._compile = precision == "bf16", precision == "tf32", compile
 
     def __call__(self, sae: SAE, x_BD: Tensor, objective: Objective, now: Now) -> Seen:
         for parameter in sae.parameters():
             parameter.grad = None
         loss_of = torch.compile(objective.__call__) if self._compile else objective
-        with (
-            torch.enable_grad(),
-            torch.autocast(x_BD.device.type, torch.bfloat16, enabled=self._half),
-        ):
-            loss, output = loss_of(sae, x_BD, now)
-        loss.total.backward()
+        with tf32(self._tf32):
+            with (
+                torch.enable_grad(),
+                torch.autocast(x_BD.device.type, torch.bfloat16, enabled=self._half),
+            ):
+                loss, output = loss_of(sae, x_BD, now)
+            loss.total.backward()
         for parameter in sae.parameters():  # all processes exchange the same numbers
             if parameter.grad is None and parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)

@@ -14,7 +14,9 @@ import torch
 from saelearn.errors import Refusal
 from saelearn.sae import SAE
 from saelearn.train.autograd import Autograd, Plan
+from saelearn.train.batches import AHEAD
 from saelearn.train.engines import engine_for
+from saelearn.train.fast import gpu
 from saelearn.train.settings import Settings
 
 FP32 = 4  # bytes
@@ -59,6 +61,8 @@ def needed(
     rows = -(-batch_size // processes)
     on_gpu = torch.device(device).type != "cpu"
     step = FP32 * (rows * (3 * d_sae + 4 * d_in) + 2 * d_in * d_sae)
+    if torch.device(device).type == "cuda" and not autograd and gpu.available():
+        return _on_gpu(d_in, d_sae, batch_size, rows, parameters, precision, processes)
     if autograd:
         step += FP32 * rows * (AUTOGRAD - 3) * d_sae
     if precision == "bf16":
@@ -73,6 +77,22 @@ def needed(
         "step": step,
         "exchange": FP32 * (parameters + d_sae) if processes > 1 else 0,
         "checkpoint": 3 * FP32 * d_in * d_sae if checkpoint and not on_gpu else 0,
+    }
+
+
+def _on_gpu(
+    d_in: int, d_sae: int, batch_size: int, rows: int, parameters: int, precision: str,
+    processes: int,
+) -> dict[str, int]:  # fmt: skip
+    """`needed` where Triton's kernels run; the batches that travel ahead are in fp32 at most."""
+    return {
+        "weights": FP32 * parameters,
+        "gradients": FP32 * parameters,
+        "moments": 2 * FP32 * parameters,
+        "batch": FP32 * rows * d_in * (AHEAD + 3),
+        "step": gpu.room(rows, d_in, d_sae, precision),
+        "exchange": FP32 * (parameters + d_sae) if processes > 1 else 0,
+        "checkpoint": 0,
     }
 
 

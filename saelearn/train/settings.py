@@ -16,7 +16,7 @@ from saelearn.sae import CENTERS, L1, SAE, Objective, Squared
 from saelearn.train.resampling import resampling_steps
 from saelearn.train.update import l1_factor, lr_factor
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 DEVICES = ("cpu", "cuda", "mps")
 FROZEN = {"decoder": "W_dec", "encoder": "W_enc"}
 
@@ -71,6 +71,8 @@ class Settings:
         if not isinstance(self.objective, Objective):
             raise Refusal("an objective, such as L1(5.0) or Squared()", repr(self.objective))
         check_device(self.device)
+        if self.precision == "tf32" and str(self.device).split(":")[0] != "cuda":
+            raise Refusal(f"precision fp32 or bf16 on {self.device}", "'tf32'", "CUDA alone has it")
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Settings:

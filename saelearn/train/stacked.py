@@ -20,9 +20,8 @@ from saelearn.sae import SAE, Loss, Objective
 from saelearn.train import memory
 from saelearn.train.autograd import Seen
 from saelearn.train.batches import Feed, batches
-from saelearn.train.engines import engine_for
-from saelearn.train.fast.kernels import Kernel, SparseL1, Stack
-from saelearn.train.fast.tuning import measured_plan
+from saelearn.train.engines import engine_for, kernel_for
+from saelearn.train.fast.kernels import SparseL1, Stack
 from saelearn.train.resampling import resample
 from saelearn.train.rows import Rows
 from saelearn.train.settings import Settings
@@ -148,7 +147,7 @@ def _train(
     states = [each.new_state(room) for each in rows]
     several = (_SideBySide if _alike(states, runs) else _InTurn)(states, rows)
     resample_steps, watch_steps = first.resampling
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.closing(feed), contextlib.suppress(KeyboardInterrupt):
         for i in range(1, first.steps + 1):
             if stop.requested:
                 break
@@ -223,8 +222,10 @@ class _SideBySide:
     def __init__(self, states: Sequence[State], rows: Sequence[Rows]):
         self._states, self._rows, self._settings = states, rows[0], rows[0].settings
         settings, sae = self._settings, states[0].sae
-        plan = measured_plan(sae.d_in, sae.d_sae, rows[0].batch_size, device=settings.device)
-        self._kernel = Kernel(plan, precision=settings.precision)
+        self._kernel = kernel_for(
+            sae.d_in, sae.d_sae, rows[0].batch_size,
+            device=settings.device, precision=settings.precision,
+        )  # fmt: skip
         self._coefficients = [each.settings.objective.coefficient for each in rows]
         stacks = [Stack.of(state.sae) for state in states]
         self._stack = Stack(*(nn.Parameter(torch.cat(each)) for each in zip(*stacks, strict=True)))

@@ -98,18 +98,25 @@ class Adam:
         self.parameters, self.lr, self._factors = list(parameters), lr, dict(factors or {})
         self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
 
+    def factor_of(self, parameter: Tensor) -> float:
+        """How many times `lr` it is moved by."""
+        return self._factors.get(parameter, 1.0)
+
+    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Its count of steps and its moments, which begin at 0."""
+        if not self.state[parameter]:
+            zero = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            moments = {n: torch.zeros_like(parameter) for n in ("exp_avg", "exp_avg_sq")}
+            self.state[parameter] = {"step": zero, **moments}
+        return self.state[parameter]
+
     @torch.no_grad()
     def step(self) -> None:
         """Move all parameters that have a gradient."""
         moved = [p for p in self.parameters if p.grad is not None]
-        for parameter in moved:
-            if not self.state[parameter]:
-                zero = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                moments = {n: torch.zeros_like(parameter) for n in ("exp_avg", "exp_avg_sq")}
-                self.state[parameter] = {"step": zero, **moments}
-        for factor in dict.fromkeys(self._factors.get(p, 1.0) for p in moved):
-            group = [p for p in moved if self._factors.get(p, 1.0) == factor]
-            states = [self.state[p] for p in group]
+        for factor in dict.fromkeys(map(self.factor_of, moved)):
+            group = [p for p in moved if self.factor_of(p) == factor]
+            states = [self.state_of(p) for p in group]
             adam(
                 [_rows(p, p) for p in group], [_rows(p.grad, p).contiguous() for p in group],
                 *([_rows(s[n], p) for s, p in zip(states, group, strict=True)]

@@ -33,7 +33,7 @@ from saelearn.train.fast.active import Active, at_once, chunks, joined, sums, ta
 from saelearn.train.fast.search import ENCODERS, Find, Scratch, few, largest
 
 DENSE_ABOVE = 0.2  # share of active entries above which full products are faster
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Stack(NamedTuple):
@@ -229,14 +229,14 @@ class SparseTopK(Kernel):
         sums, count_F = self._alone(sae, x_BD, 0.0, "free", parts_of)
         terms, total = {"reconstruction": sums.reconstruction}, sums.reconstruction
         if objective.aux_k:
-            terms["auxiliary"] = _revive(sae, x_BD, objective, errors[0], now)
+            terms["auxiliary"] = revive(sae, x_BD, objective, errors[0], now)
             total = total + objective.aux_coefficient * terms["auxiliary"]
         observed = sae.observe(torch.cat(values))
         observed_P = None if observed is None else observed[None]
         return Seen(Loss(total, terms), count_F, len(x_BD), observed_P)
 
 
-def _revive(sae: SAE, x_BD: Tensor, objective: Squared, error_BD: Tensor, now: Now) -> Tensor:
+def revive(sae: SAE, x_BD: Tensor, objective: Squared, error_BD: Tensor, now: Now) -> Tensor:
     """The auxiliary term, whose few features go by automatic differentiation."""
     with torch.enable_grad():
         extra = objective.auxiliary(sae, x_BD, error_BD, now)

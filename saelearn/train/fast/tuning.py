@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from torch import Tensor
 
@@ -48,6 +47,8 @@ def cache_dir() -> Path:
     """The folder for what can be measured again: `$SAELEARN_CACHE`, or the system's place."""
     if named := os.environ.get("SAELEARN_CACHE"):
         return Path(named)
+    import platformdirs  # a checkout trains on a GPU without it
+
     return platformdirs.user_cache_path("saelearn")
 
 
