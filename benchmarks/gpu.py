@@ -1,18 +1,25 @@
-"""Training on a GPU: throughput against SAELens and against the GPU's own limit, and agreement.
+"""The training step on a GPU: sparse and dense, against the peers and against the GPU's own limit.
 
-    python -m benchmarks.gpu --json [--tokens 100000000] [--out curves.json]
+    python -m benchmarks.gpu --json [--train 20000000] [--disk 8] [--out gpu.json]
 
-d_in 768, d_sae 24,576, batches of 8,192 rows that are on the GPU already. A dense L1 step counts
-10 B D F operations; the limit is the largest bf16 product of the same size, measured in the same
-run. SAELens runs with autocast and torch.compile. With `--tokens`, two whole trainings follow,
-fp32 and bf16 from the same start on the same rows, with their loss curves.
+d_in 768, d_sae 24,576, batches of 8,192 rows that are on the GPU already, in bf16. A dense L1 step
+counts 10 B D F operations; the limit is the largest bf16 product measured in the same run. All ways
+start from the same weights, whose biases give each feature its frequency; the learning rate is so
+small that it stays. Each is timed by events of the GPU, in turns, the median of the rounds counts.
+SAELens runs with autocast and torch.compile, sparsify with its own kernels, where installed.
+
+With `--train`, whole trainings on planted features: sparse, dense bf16 and fp32, and how many
+features each finds; with `--disk`, a training from shards on disk beside the step alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,25 +28,47 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from saelearn.sae import AT_FULL, L1, SAE
+from benchmarks.peers import Problem
+from saelearn.activations import ActivationStore
+from saelearn.activations.shards import Tokens, Writer
+from saelearn.sae import AT_FULL, L1, SAE, Squared, TopK
 from saelearn.toy import PlantedFeatures
-from saelearn.train import step, train
-from saelearn.train.fast import Plan, SparseL1
+from saelearn.train import Adam, engine_for, step, train
+from saelearn.train.fast import Plan, SparseL1, gpu
 
 B, D, F = 8_192, 768, 24_576
-DENSE = Plan("plain", 0.0)
+SIZES = {
+    "gpt2": (B, D, F),
+    "gemma-2-2b": (4_096, 2_304, 65_536),
+    "llama-3-8b": (4_096, 4_096, 131_072),
+}
+L0S = (25, 50, 120, 250)
+SPARSE, DENSE = Plan("triton", 1.1), Plan("triton", 0.0)
+TRIED = [
+    *({"feature_warps": w, "at_once": j} for w, j in ((1, 2), (1, 4), (2, 2), (2, 8), (4, 4))),
+    {"words": 32, "turned": 4}, {"rows": 32, "columns": 256}, {"decode_warps": 2}, {"chunk": 128},
+]  # fmt: skip
+"""Of `gpu.Tiles`, what else was tried."""
+Step = Callable[[], object]
 
 
-def seconds(way: Callable[[], object], *, n: int = 30) -> float:
-    """Of one call: the GPU works ahead, so it is waited for before and after."""
-    for _ in range(5):
-        way()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(n):
-        way()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - started) / n
+def seconds(ways: dict[str, Step], *, rounds: int = 5, n: int = 12) -> dict[str, float]:
+    """Of one call of each: all take turns, the median of the rounds' means counts."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        for _ in range(4):
+            way()
+    for _ in range(rounds):
+        for name, way in ways.items():
+            way()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            for _ in range(n):
+                way()
+            end.record()
+            end.synchronize()
+            times[name].append(begin.elapsed_time(end) / 1_000 / n)
+    return {name: statistics.median(t) for name, t in times.items()}
 
 
 def product_flops() -> float:
@@ -48,104 +77,347 @@ def product_flops() -> float:
     for m, k, n in ((B, D, F), (8_192, 8_192, 8_192)):
         a = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
         b = torch.randn(k, n, device="cuda", dtype=torch.bfloat16)
-        best = max(best, 2 * m * k * n / seconds(lambda a=a, b=b: a @ b))
+        best = max(best, 2 * m * k * n / seconds({"": lambda a=a, b=b: a @ b})[""])
     return best
 
 
-def ours(x_BD: Tensor, precision: str, compile: bool) -> Callable[[], object]:
-    sae = SAE(D, F).to("cuda")
-    adam = torch.optim.Adam(sae.parameters(), lr=1e-5, fused=True)
-    engine = SparseL1(DENSE, precision=precision, compile=compile)
-    return lambda: step(sae, x_BD, adam, L1(1.0), engine=engine)
+def copied() -> float:
+    """Bytes a second that a plain copy reads and writes."""
+    a = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    b = torch.empty_like(a)
+    return 2 * a.numel() / seconds({"": lambda: b.copy_(a)})[""]
 
 
-def sae_lens(x_BD: Tensor) -> Callable[[], object]:
+def problem(l0: float, *, skewed: bool = False, size: str = "gpt2") -> Problem:
+    """Weights of which `l0` features are active in a row; if skewed, some far more often."""
+    rows, width, features = SIZES[size]
+    made = Problem.make(rows, width, features, l0 / features, n=2)
+    if skewed:  # frequencies over three decades, one feature in 55 % of the rows
+        share_F = torch.exp(torch.randn(features, generator=torch.Generator().manual_seed(1)) * 1.5)
+        share_F = (share_F * l0 / share_F.sum()).clamp(max=0.5).double()
+        share_F[features // 2] = 0.55
+        made.b_enc_F.copy_(torch.special.ndtri(share_F).float())
+    return Problem(*(t.cuda() for t in (made.x_NBD, made.W_enc_DF, made.b_enc_F, made.W_dec_FD,
+                                        made.b_dec_D)), made.l0)  # fmt: skip
+
+
+def ours(
+    problem: Problem, precision: str, plan: Plan | None, *, k: int | None = None,
+    engine_kind: type | None = None, **more,
+) -> Step:  # fmt: skip
+    """What `train` does in a step."""
+    shape = problem.W_enc_DF.shape
+    sae = (TopK(*shape, k=k) if k else SAE(*shape)).to("cuda")
+    sae.load_state_dict(problem.weights())
+    objective = Squared() if k else L1(problem.l1)
+    kind = engine_kind or type(engine_for(sae, objective, device="cuda", precision=precision))
+    engine = kind(plan, precision=precision, **more)
+    adam, following = Adam(sae.parameters(), lr=problem.lr), problem.batches()
+
+    def one() -> object:
+        return step(sae, following(), adam, objective, engine=engine)
+
+    one.engine = engine
+    return one
+
+
+def sae_lens(problem: Problem, *, k: int | None = None) -> Step:
+    """SAELens' trainer with autocast, its forward pass compiled."""
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    config = StandardTrainingSAEConfig(d_in=D, d_sae=F, l1_coefficient=1.0, device="cuda")
-    sae = StandardTrainingSAE(config)
+    shape = dict(zip(("d_in", "d_sae"), problem.W_enc_DF.shape, strict=True)) | {"device": "cuda"}
+    if k:
+        sae = TopKTrainingSAE(TopKTrainingSAEConfig(k=k, **shape))
+    else:
+        sae = StandardTrainingSAE(StandardTrainingSAEConfig(l1_coefficient=problem.l1, **shape))
+    sae.load_state_dict(problem.weights())
     sae.training_forward_pass = torch.compile(sae.training_forward_pass)
     trainer_config = SAETrainerConfig(
-        total_training_samples=10**10, train_batch_size_samples=B, lr=1e-5, lr_end=1e-5,
-        autocast=True, device="cuda",
+        total_training_samples=10**10, train_batch_size_samples=problem.x_NBD.shape[1],
+        lr=problem.lr, lr_end=problem.lr, autocast=True, device="cuda",
     )  # fmt: skip
-    trainer = SAETrainer(cfg=trainer_config, sae=sae, data_provider=iter([]))
-    return lambda: trainer.step(x_BD)
+    trainer, following = (
+        SAETrainer(cfg=trainer_config, sae=sae, data_provider=iter([])),
+        problem.batches(),
+    )
+    return lambda: trainer.step(following())
 
 
-def agreement() -> dict[str, float]:
-    """Relative difference of the gradient from the CPU's in fp32, for each precision."""
-    x_BD = torch.randn(512, D)
-    found = {}
-    for device, precision in (("cpu", "fp32"), ("cuda", "fp32"), ("cuda", "bf16")):
-        sae = SAE(D, 4_096).to(device)
-        SparseL1(DENSE, precision=precision)(sae, x_BD.to(device), L1(1.0), AT_FULL)
-        found[device, precision] = torch.cat([p.grad.flatten().cpu() for p in sae.parameters()])
-    right = found["cpu", "fp32"]
+def sparsify(problem: Problem, k: int) -> Step:
+    """EleutherAI's TopK coder, its own kernels, under autocast as its trainer runs it."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    width, features = problem.W_enc_DF.shape
+    sae = SparseCoder(width, SparseCoderConfig(num_latents=features, k=k), device="cuda",
+                      dtype=torch.float32)  # fmt: skip
+    with torch.no_grad():
+        sae.encoder.weight.copy_(problem.W_enc_DF.T)
+        sae.encoder.bias.copy_(problem.b_enc_F)
+        sae.W_dec.copy_(problem.W_dec_FD)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=problem.lr, fused=True)
+    following = problem.batches()
+
+    def one() -> None:
+        sae.set_decoder_norm_to_unit_norm()
+        with torch.autocast("cuda", torch.bfloat16):
+            fvu = sae(following()).fvu
+        fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return one
+
+
+def added(ways: dict[str, Step], name: str, package: str, make: Callable[[], Step]) -> None:
+    """A peer among the ways, if it is installed and runs here; else why not, said aloud."""
+    if not machine.version(package):
+        return
+    try:
+        way = make()
+        way()
+        ways[name] = way
+    except Exception as error:
+        print(f"{name} is left out: {error!r:.300}", file=sys.stderr, flush=True)
+
+
+def kernel_times(way: Step, *, n: int = 10) -> dict[str, float]:
+    """Milliseconds a step of each kernel on the GPU, the slowest first."""
+    way()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(n):
+            way()
+        torch.cuda.synchronize()
+    times = {e.key[:60]: e.self_device_time_total / 1_000 / n for e in profile.key_averages()}
     return {
-        precision: float((gradient - right).norm() / right.norm())
-        for (device, precision), gradient in found.items()
-        if device == "cuda"
+        name: round(t, 4) for name, t in sorted(times.items(), key=lambda p: -p[1]) if t > 0.002
     }
 
 
-def rows() -> Iterator[Tensor]:
-    """Planted features, 30 of 12,288 on, drawn on the GPU."""
-    directions_GD = PlantedFeatures.make(12_288, D).directions_GD.cuda()
-    generator = torch.Generator("cuda").manual_seed(0)
-    while True:
-        on_BG = torch.rand(B, 12_288, generator=generator, device="cuda") < 30 / 12_288
-        yield (torch.rand(B, 12_288, generator=generator, device="cuda") * on_BG) @ directions_GD
+def measure_steps(limit: float, *, peers: bool) -> list[dict]:
+    """Every density, even and skewed: seconds, share of the limit, ratios."""
+    found = []
+    for l0, skewed in [*((l0, False) for l0 in L0S), (50, True), (120, True), (F // 2, False)]:
+        given = problem(l0, skewed=skewed)
+        ways = {"sparse": ours(given, "bf16", SPARSE), "dense": ours(given, "bf16", DENSE)}
+        if l0 > F // 10:  # the lists would be slow: only what is chosen
+            ways["sparse"] = ours(given, "bf16", None)
+        if l0 == 50 and not skewed:
+            ways |= {
+                f"{way} {precision}": ours(given, precision, plan)
+                for way, plan in (("sparse", SPARSE), ("dense", DENSE))
+                for precision in ("fp32", "tf32")
+            }
+        if peers and not skewed:
+            added(ways, "sae_lens", "sae-lens", lambda given=given: sae_lens(given))
+        times = seconds(ways)
+        seen = ways["sparse"]()
+        rows = {name: round(B / t) for name, t in times.items()}
+        best = min(times["sparse"], times["dense"])
+        found.append({
+            "l0": round(float(seen.count_F.sum()) / B, 1), "skewed": skewed,
+            "most_frequent": round(float(seen.count_F.max()) / B, 3),
+            "ms": {name: round(1_000 * t, 3) for name, t in times.items()}, "rows_per_s": rows,
+            "chosen": ours_choice(given),
+            "share_of_limit": {
+                n: round(10 * B * D * F / times[n] / limit, 3) for n in ("sparse", "dense")
+            },
+            "ratio_sae_lens": round(times["sae_lens"] / best, 2) if "sae_lens" in times else None,
+        })  # fmt: skip
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+        del ways, given
+        torch.cuda.empty_cache()
+    return found
 
 
-def curves(tokens: int) -> dict[str, list]:
-    """Loss, L0 and dead features of a whole training, in fp32 and in bf16."""
+def ours_choice(given: Problem) -> str:
+    """Which way the engine takes by itself."""
+    way = ours(given, "bf16", None)
+    for _ in range(gpu.AGO + 1):
+        way()
+    return way.engine.way
+
+
+def measure_topk(k: int = 50) -> dict[str, float]:
+    """TopK's step: ours, SAELens', sparsify's; milliseconds."""
+    given = problem(k).unbiased()
+    ways = {"saelearn": ours(given, "bf16", None, k=k)}
+    added(ways, "sae_lens", "sae-lens", lambda: sae_lens(given, k=k))
+    added(ways, "sparsify", "eai-sparsify", lambda: sparsify(given, k))
+    return {name: round(1_000 * t, 3) for name, t in seconds(ways).items()}
+
+
+def measure_sizes(limit: float) -> dict[str, dict]:
+    """Larger models, where they fit; L0 50."""
     found = {}
-    for precision in ("fp32", "bf16"):
-        started = time.perf_counter()
-        trained = train(
-            rows(), F, l1_coefficient=5.0, steps=tokens // B, lr=3e-4, device="cuda",
-            precision=precision, log_every=100, progress=False,
-        )  # fmt: skip
-        found[precision] = {
-            "seconds": round(time.perf_counter() - started, 1),
-            **{name: trained.column(name) for name in ("step", "loss", "l0", "dead")},
-        }
+    for size in list(SIZES)[1:]:
+        torch.cuda.empty_cache()
+        rows, width, features = SIZES[size]
+        try:
+            given = problem(50, size=size)
+            times = seconds({"sparse": ours(given, "bf16", SPARSE)}, rounds=3, n=5)
+            times |= seconds({"dense": ours(given, "bf16", DENSE)}, rounds=3, n=5)
+        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+            found[size] = {"left out": str(error).splitlines()[0]}
+            continue
+        share = {n: round(10 * rows * width * features / t / limit, 3) for n, t in times.items()}
+        ms = {n: round(1_000 * t, 3) for n, t in times.items()}
+        found[size] = {"shape": SIZES[size], "ms": ms, "share_of_limit": share}
+        del given
+    return found
+
+
+def agreement() -> dict[str, float]:
+    """Relative difference of the gradient from the CPU's in fp32, for each precision and way."""
+    x_BD = torch.randn(512, D)
+    found = {}
+    for precision in ("fp32", "tf32", "bf16"):
+        for name, plan in (("sparse", SPARSE), ("dense", DENSE)):
+            torch.manual_seed(0)
+            sae = SAE(D, 4_096)
+            sae.b_enc.data -= 2 * sae.W_enc.norm(dim=0).mean()
+            SparseL1(Plan("plain", 0.0))(sae, x_BD, L1(1.0), AT_FULL)
+            right = torch.cat([p.grad.flatten() for p in sae.parameters()])
+            there = sae.to("cuda")
+            gpu.GpuL1(plan, precision=precision)(there, x_BD.cuda(), L1(1.0), AT_FULL)
+            gradient = torch.cat([p.grad.flatten().cpu() for p in there.parameters()])
+            found[f"{name} {precision}"] = float((gradient - right).norm() / right.norm())
+    return found
+
+
+def planted(n: int, features: int, active: float) -> tuple[Tensor, Iterator[Tensor]]:
+    """Directions, and rows in which `active` of them are on, drawn on the GPU."""
+    directions_GD = PlantedFeatures.make(features, D).directions_GD.cuda()
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def rows() -> Iterator[Tensor]:
+        while True:
+            on_BG = torch.rand(n, features, generator=generator, device="cuda") < active / features
+            size_BG = torch.rand(n, features, generator=generator, device="cuda") + 0.5
+            yield (size_BG * on_BG) @ directions_GD
+
+    return directions_GD, rows()
+
+
+def trainings(rows: int, *, n_planted: int = 2_048, active: float = 12.0) -> dict[str, dict]:
+    """Whole trainings on planted features: seconds, the end, and how many features were found."""
+    ways = {"sparse bf16": ("bf16", None), "dense bf16": ("bf16", DENSE),
+            "sparse fp32": ("fp32", None), "dense fp32": ("fp32", DENSE)}  # fmt: skip
+    found: dict[str, dict] = {}
+    for name, (precision, plan) in ways.items():
+        for seed in (0, 1):
+            directions_GD, stream = planted(4_096, n_planted, active)
+            started = time.perf_counter()
+            trained = train(
+                stream, 2 * n_planted, l1_coefficient=5.0, steps=rows // 4_096, device="cuda",
+                precision=precision, plan=plan, seed=seed, log_every=200, progress=False,
+            )  # fmt: skip
+            cosine_G = (
+                directions_GD.cpu() @ torch.nn.functional.normalize(trained.sae.W_dec.detach()).T
+            ).amax(1)
+            every = max(1, len(trained.history) // 20)
+            found[f"{name}, seed {seed}"] = {
+                "seconds": round(time.perf_counter() - started, 1),
+                "found": int((cosine_G > 0.9).sum()), "of": n_planted,
+                **{key: round(trained.column(key)[-1], 4) for key in ("loss", "l0", "dead")},
+                "curve": [round(loss, 3) for loss in trained.column("loss")[::every]],
+            }  # fmt: skip
+            print(name, seed, found[f"{name}, seed {seed}"], file=sys.stderr, flush=True)
+    return found
+
+
+def from_disk(gigabytes: float, *, steps: int = 800) -> dict[str, object]:
+    """Milliseconds a step of a training from bf16 shards on disk, in windows of 2 GB, and of the
+    same training on rows that are on the GPU already."""
+    rows = int(gigabytes * 1e9 / (2 * D)) // 65_536 * 65_536
+    x_ND = torch.randn(rows, D, device="cuda").to(torch.bfloat16)
+    with tempfile.TemporaryDirectory() as folder:
+        writer = Writer(folder, {"rows": "made up"}, d_in=D, dtype="bfloat16")
+        for number, part_ND in enumerate(x_ND.split(65_536)):
+            writer.add(part_ND, {"batches": number})
+        writer.close(Tokens(rows, rows, 0, 0), {"batches": number})
+        store = ActivationStore(folder, batch_size=B, memory_limit=2**32)
+        found: dict[str, object] = {"gigabytes": gigabytes, "windows": store.windows}
+        for name, data in (("on_gpu_ms", x_ND), ("from_disk_ms", store)):
+            at = {}
+
+            def watch(record: dict, sae: SAE, at: dict = at) -> None:
+                torch.cuda.synchronize()
+                at[record["step"]] = time.perf_counter(), record["l0"]
+
+            train(
+                data, F, l1_coefficient=5.0, steps=steps, batch_size=B, l1_warmup=0.0,
+                device="cuda", precision="bf16", log_every=steps // 2, callback=watch,
+                progress=False,
+            )  # fmt: skip
+            (middle, _), (end, l0) = at[steps // 2], at[steps]
+            found[name] = round(1_000 * (end - middle) / (steps - steps // 2), 3)
+            found["l0"] = round(l0, 1)
+    return found | {"share": round(found["on_gpu_ms"] / found["from_disk_ms"], 3)}
+
+
+def tune() -> list[dict]:
+    """Sizes of blocks, one changed at a time, at L0 50 and 250."""
+    found = []
+    for l0 in (50, 250):
+        given, usual = problem(l0), gpu.Tiles()
+        tried = {"usual": usual}
+        for fields in TRIED:
+            tried[" ".join(f"{n}={v}" for n, v in fields.items())] = usual._replace(**fields)
+        times = {}
+        for name, tiles in tried.items():
+            times[name] = round(
+                1_000 * seconds({"": ours(given, "bf16", SPARSE, tiles=tiles)}, rounds=3)[""], 4
+            )
+        found.append({"l0": l0, "ms": times})
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--tokens", type=int, default=0, help="of two whole trainings")
-    parser.add_argument("--out", type=Path, help="where the curves go")
+    parser.add_argument("--train", type=int, default=0, help="rows of whole trainings")
+    parser.add_argument("--disk", type=float, default=0, help="gigabytes of activations on disk")
+    parser.add_argument("--tune", action="store_true", help="sizes of blocks")
+    parser.add_argument("--no-peers", action="store_true", help="ours alone")
+    parser.add_argument("--out", type=Path, help="where the figures go, too")
     parser.add_argument("--json", action="store_true", help="one JSON object, nothing else")
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("benchmarks.gpu: expected a CUDA GPU, found none on this machine", file=sys.stderr)
         return 1
-    limit, x_BD = product_flops(), torch.randn(B, D, device="cuda")
-    ways = {f"saelearn {p}{' compiled' * c}": ours(x_BD, p, c)
-            for p in ("fp32", "bf16") for c in (False, True)}  # fmt: skip
-    if machine.version("sae-lens"):
-        ways["sae_lens bf16 compiled"] = sae_lens(x_BD)
-    times = {name: seconds(way) for name, way in ways.items()}
-    best = min(t for name, t in times.items() if name.startswith("saelearn bf16"))
+    limit = product_flops()
     report = {
         "machine": machine.describe() | {"gpu": torch.cuda.get_device_name()},
-        "rows_per_s": {name: round(B / t) for name, t in times.items()},
+        "date": datetime.date.today().isoformat(),
         "bf16_product_tflops": round(limit / 1e12, 1),
-        "share_of_limit": round(10 * B * D * F / best / limit, 3),
-        "agreement_with_cpu_fp32": agreement(),
-        "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "copy_tb_per_s": round(copied() / 1e12, 2),
+        "dense_limit_ms": round(10 * B * D * F / limit * 1_000, 3),
     }
-    if "sae_lens bf16 compiled" in times:
-        report["ratio"] = {"sae_lens": round(times["sae_lens bf16 compiled"] / best, 2)}
-    if arguments.tokens:
-        report["curves"] = curves(arguments.tokens)
+
+    def add(name: str, part: object) -> None:
+        report[name] = part
         if arguments.out:
-            arguments.out.write_text(json.dumps(report["curves"]), "utf-8")
+            arguments.out.write_text(json.dumps(report, indent=1), "utf-8")
+        torch.cuda.empty_cache()
+
+    add("agreement_with_cpu_fp32", agreement())
+    peers = not arguments.no_peers
+    add("steps", measure_steps(limit, peers=peers))
+    add("topk_ms", measure_topk())
+    if arguments.train:
+        add("trainings", trainings(arguments.train))
+    if arguments.disk:
+        add("from_disk", from_disk(arguments.disk))
+    add("kernels_ms", {l0: kernel_times(ours(problem(l0), "bf16", SPARSE)) for l0 in (50, 250)})
+    add("kernels_ms_dense", kernel_times(ours(problem(50), "bf16", DENSE)))
+    add("sizes", measure_sizes(limit))
+    if arguments.tune:
+        add("tiles", tune())
+    add("peak_memory_gb", round(torch.cuda.max_memory_allocated() / 2**30, 2))
     print(json.dumps(report))
     return 0
 
