@@ -11,6 +11,9 @@ PY := .venv/bin/python
 STATE := $(shell { pwd; cat pyproject.toml constraints.txt saelearn/__init__.py; } | cksum | cut -d ' ' -f 1)
 STAMP := .venv/.ready-$(STATE)
 
+# For the GPU's kernels on a CPU: Triton's interpreter, and the NumPy that it accepts. Linux alone.
+KERNELS := .venv/triton/.ready-$(shell cksum < tests/triton.txt | cut -d ' ' -f 1)
+
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 \
 	--nbval-sanitize-with=tests/nbval_sanitize.cfg
 PYTEST := $(PY) -m pytest -q --durations=8
@@ -24,7 +27,7 @@ help: ## say what there is
 lab: $(STAMP) ## open the course in JupyterLab; your copies of the lessons live in my_course/
 	@$(PY) -m saelearn.cli lab
 
-test: $(STAMP) lint ## everything that must hold, in a few minutes
+test: $(STAMP) $(KERNELS) lint ## everything that must hold, in a few minutes
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow" $(NBVAL) tests notebooks
 
 test-slow: $(STAMP) ## what takes long
@@ -39,6 +42,12 @@ lessons: $(STAMP) ## run lessons and store their outputs for a commit: make less
 student: $(STAMP) ## the lessons without solutions, in build/student/
 	@rm -rf build/student
 	@$(PY) -m saelearn.cli student --out build/student
+
+$(KERNELS): $(STAMP)
+	@rm -rf .venv/triton && mkdir -p .venv/triton
+	@$(PY) -m pip install -q --no-deps --target .venv/triton -r tests/triton.txt 2>/dev/null || \
+		echo "No Triton for this system: the tests of the GPU's kernels will be skipped."
+	@touch $@
 
 doctor: $(STAMP) ## what this machine has, and whether its backends agree
 	@$(PY) -m saelearn.cli doctor

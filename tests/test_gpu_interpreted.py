@@ -1,0 +1,62 @@
+"""The GPU's kernels on a machine without one: Triton's interpreter runs them on the CPU."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TRITON = ROOT / ".venv" / "triton"
+
+pytestmark = pytest.mark.skipif(
+    not (TRITON / "triton").exists(), reason="no Triton here: `make test` fetches it on Linux"
+)
+
+QUICK = "test_a_few_batches"
+MUTATIONS = {
+    "a sum that forgets the price": (
+        "tl.sum(e * w[None, :], 1) + price",
+        "tl.sum(e * w[None, :], 1)",
+    ),
+    "a mask that counts zeros": ("on = inside & (z > 0)", "on = inside & (z >= 0)"),
+    "a list that starts one too late": ("- base + tl.cumsum(n, 0) - n", "- base + tl.cumsum(n, 0)"),
+    "a bit turned into another row": (
+        "<< shift[None, None, :], 2)",
+        "<< (31 - shift)[None, None, :], 2)",
+    ),
+    "pieces added once too few": ("for s in range(0, pieces):", "for s in range(1, pieces):"),
+}
+
+
+def interpreted(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """pytest over the engine's tests, with the package of a folder."""
+    path = os.pathsep.join(map(str, (TRITON, folder, ROOT)))
+    environment = os.environ | {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
+    command += [str(ROOT / "tests" / "test_gpu_engine.py"), "-m", "gpu and not slow", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+def test_they_agree_with_autograd():
+    done = interpreted(ROOT)
+    assert done.returncode == 0, done.stdout[-3_000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 12
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_broken_kernel_is_noticed(name, tmp_path):
+    right, wrong = MUTATIONS[name]
+    shutil.copytree(
+        ROOT / "saelearn", tmp_path / "saelearn", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    path = tmp_path / "saelearn" / "train" / "fast" / "triton_kernels.py"
+    text = path.read_text("utf-8")
+    assert text.count(right) >= 1
+    path.write_text(text.replace(right, wrong), "utf-8")
+    done = interpreted(tmp_path, "-k", QUICK)
+    assert done.returncode == 1, done.stdout[-3_000:]
+    assert "failed" in done.stdout
