@@ -25,7 +25,7 @@ class Plan:
     """
 
     encoder: str = "plain"
-    sparse_below: float = 0.1
+    sparse_below: float = 0.15  # full products win from 0.2 on, at the earliest
     otherwise: str = "plain"
 
 

@@ -19,7 +19,7 @@ from saelearn.train.settings import Settings
 
 FP32 = 4  # bytes
 LISTED = 15  # bytes for an active entry: row, value and gradient, and a fifth more room
-SPARSE_BELOW = 0.1  # if the plan is not known yet
+SPARSE_BELOW = Plan().sparse_below
 AUTOGRAD = 8  # matrices of the features' size that it holds at once (seen: 5 to 8)
 
 
