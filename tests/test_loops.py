@@ -31,9 +31,9 @@ def threads():
 
 
 def weights(plan: Plan, **how) -> list[torch.Tensor]:
-    how = {"l1_coefficient": 1.0, "batch_size": 300} | how
+    how = {"l1_coefficient": 5.0, "batch_size": 300, "lr": 5e-3} | how
     done = train(X_ND, 160, steps=60, progress=False, plan=plan, **how)
-    assert done.history[-1]["l0"] > 0
+    assert 0 < done.history[-1]["l0"] < 0.15 * 160
     return [p.detach() for p in done.sae.parameters()]
 
 
@@ -50,10 +50,11 @@ HOW = {
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_trainings_with_any_plan_end_in_the_same_bits(how, monkeypatch):
-    """All of it sparse; several chunks of rows, the last of them not full."""
+@pytest.mark.parametrize("sparse_below", [Plan().sparse_below, 1.1])
+def test_trainings_with_any_plan_end_in_the_same_bits(how, sparse_below, monkeypatch):
+    """Dense at first and all of it sparse; several chunks of rows, the last of them not full."""
     monkeypatch.setattr(active, "CHUNK_ROWS", 64)
-    plans = [Plan(encoder, 1.1) for encoder in ENCODERS]
+    plans = [Plan(encoder, sparse_below) for encoder in ENCODERS]
     first, *others = (weights(plan, **HOW[how]) for plan in plans)
     for other in others:
         assert_equal_bits(first, other)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TABLE = 2**18  # numbers of fp32 in 1 MB
-CHUNK_ROWS = 512
+TABLE = 2**19  # numbers of fp32 in 2 MB
+CHUNK_ROWS = 1_024
 ROOM = 0.03  # share of entries that lists begin with; they grow
 
 
@@ -50,9 +50,9 @@ class Scratch:
         return self(*given) if like.device.type == "cpu" else None
 
 
-def chunk_rows(width: int) -> int:
-    """Rows of a chunk: a rule, not a measurement, since sums follow it."""
-    return max(16, min(CHUNK_ROWS, TABLE // width // 16 * 16))
+def chunk_rows(n_rows: int, width: int) -> int:
+    """Rows of a chunk, half of them at the most: a rule, not a measurement, for sums follow it."""
+    return max(16, min(CHUNK_ROWS, TABLE // width, n_rows // 2) // 16 * 16)
 
 
 class Lists(NamedTuple):
@@ -69,7 +69,7 @@ class Lists(NamedTuple):
     @classmethod
     def empty(cls, K: int, B: int, F: int, D: int, room: int, scratch: Scratch) -> Lists:
         """With room for so many entries in each chunk."""
-        chunk = chunk_rows(D)
+        chunk = chunk_rows(B, D)
         C = -(-B // chunk)
         return cls(
             chunk,

@@ -59,7 +59,7 @@ def active(
     product = ENCODERS[encoder](x_KBD.expand(K, -1, -1), W_KFD, b_KF, scratch)
     x, W, b = (t.detach().numpy() for t in (x_KBD, W_KFD, b_KF))
     while True:
-        lists = Lists.empty(K, B, F, D, _room(scratch.room, F, D), scratch)
+        lists = Lists.empty(K, B, F, D, _room(scratch.room, F, chunk_rows(B, D)), scratch)
         chunk, starts_KCF, row_KCA, _ = lists
         full_KC = np.zeros(starts_KCF.shape[:2], np.int64)
         seen_KC = np.zeros_like(full_KC)
@@ -82,8 +82,7 @@ def active(
     return lists, int(seen_KC.sum()) / found
 
 
-def _room(share: float, F: int, D: int) -> int:
-    chunk = chunk_rows(D)
+def _room(share: float, F: int, chunk: int) -> int:
     return int(min(share, 1.0) * F * chunk) + 2 * chunk + 8
 
 
@@ -233,7 +232,7 @@ def largest(
     (_, B, D), F = x_KBD.shape, W_KFD.shape[1]
     given = x_KBD, W_KFD, b_KF, scratch
     scores = (_Screened if encoder in ("screen", "bytes") else _Full)(*given, k=k, encoder=encoder)
-    chunk = chunk_rows(D)
+    chunk = chunk_rows(B, D)
     rows_C = [slice(low, min(B, low + chunk)) for low in range(0, B, chunk)]
     if of_batch:
         maxima, above = scores(slice(0, B))
