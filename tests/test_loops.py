@@ -4,8 +4,10 @@ without them."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -73,6 +75,24 @@ def test_any_number_of_threads_gives_the_same_bits(how, threads, monkeypatch):
         found.append(weights(Plan("plain", 1.1), **HOW[how], **start))
     assert_equal_bits(found[0], found[1])
     assert_equal_bits(found[0], found[2])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+def test_a_forked_process_has_threads_of_its_own(threads):
+    """As a worker that loads data has: it would wait for those of its parent for ever."""
+    threads(2)
+
+    def both_work() -> bool:
+        meet, found = threading.Barrier(2), []
+        loops.spread(lambda low, high: (meet.wait(), found.append((low, high))), 4, 1e9)
+        return sorted(found) == [(0, 2), (2, 4)]
+
+    assert both_work()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if both_work() else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_threads_do_not_matter_in_a_sweep(threads, monkeypatch):

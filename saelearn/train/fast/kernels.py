@@ -8,13 +8,14 @@ input = x - b_dec and the price p_f = l1_coefficient ||W_dec_f|| / B of a featur
     dL/dW_dec = 2/B f^T e            dL/dW_enc = input^T dL/df          dL/db_enc = sum_B dL/df
     dL/db_dec = 2/B sum_B e - W_enc dL/db_enc
 
-and everything but the search for the active entries (`search`) can be done at these alone. Loss
-and gradient are the same up to rounding: tests compare them with float64 autograd. Lesson 07.
+and everything but the search for the active entries (`search`) can be done at these alone, in loops
+that numba compiles (`active`, `loops`); without numba all steps are dense. Loss and gradient are
+the same up to rounding: tests compare them with float64 autograd. Lesson 07.
 
 A TopK SAE is the case with p = 0 and another search (`search.largest`).
 
 A sweep of K SAEs on the same data runs through the same lines; a single one is K = 1. Shapes: B
-batch, D width, F features each, G = K F in all, A active entries, R = K B rows.
+batch, D width, F features each.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ f32 = np.float32
 
 def _keeps() -> bool:
     """Whether what is compiled can be kept, and where: numba is told by its configuration."""
-    if os.access(Path(__file__).parent, os.W_OK) or numba.config.CACHE_DIR:
+    beside = Path(__file__).parent / "__pycache__"
+    if os.access(beside if beside.exists() else beside.parent, os.W_OK) or numba.config.CACHE_DIR:
         return True
     folder = cache_dir() / "loops"
     try:
@@ -61,14 +62,21 @@ def spread(function: Callable, n: int, work: float, *given: object) -> None:
         function(*given, 0, n)
         return
     ends = [n * i // parts for i in range(parts + 1)]
-    done = [_threads(parts).submit(function, *given, *ends_of) for ends_of in pairwise(ends)]
-    for each in done:
+    (low, high), *others = pairwise(ends)
+    submit = _threads(parts - 1).submit
+    waiting = [submit(function, *given, *ends_of) for ends_of in others]
+    function(*given, low, high)
+    for each in waiting:
         each.result()
 
 
 @cache
 def _threads(n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n, "saelearn-loops")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not come along
 
 
 @loop()
