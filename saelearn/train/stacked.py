@@ -269,7 +269,8 @@ class _SideBySide:
         W_dec_KFD, clip_norm = self._stack.W_dec_KFD, self._settings.clip_norm
         how = {"clip_norm": clip_norm, "unit": W_dec_KFD if unit_norm else None}
         slopes = dict(zip(self._stack, gradient, strict=True))
-        if move(slopes, self._adam, **how, n_saes=len(W_dec_KFD)):
+        sparse = self._kernel.plan.sparse_below
+        if sparse and move(slopes, self._adam, **how, n_saes=len(W_dec_KFD)):
             return
         if unit_norm:
             keep_length_(W_dec_KFD.detach(), gradient.W_dec_KFD)

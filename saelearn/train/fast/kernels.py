@@ -172,11 +172,10 @@ class Kernel:
         self, sae: SAE, optimizer: Adam | torch.optim.Optimizer, *, clip_norm: float,
         unit_norm: bool,
     ) -> None:  # fmt: skip
-        """As `update.update_`, in two passes over the weights."""
-        if type(optimizer) is not Adam or not move(
-            {p: p.grad for p in sae.parameters()}, optimizer, clip_norm=clip_norm,
-            unit=sae.W_dec if unit_norm else None,
-        ):  # fmt: skip
+        """As `update.update_`, in two passes over the weights; a dense plan needs no loops."""
+        slopes, unit = {p: p.grad for p in sae.parameters()}, sae.W_dec if unit_norm else None
+        sparse = bool(self.plan.sparse_below) and type(optimizer) is Adam
+        if not (sparse and move(slopes, optimizer, clip_norm=clip_norm, unit=unit)):
             update_(sae, optimizer, clip_norm=clip_norm, unit_norm=unit_norm)
 
 

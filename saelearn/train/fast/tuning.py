@@ -25,6 +25,7 @@ from saelearn.train.fast.kernels import Kernel, Plan, Stack
 from saelearn.train.fast.machine import cache_dir, processor
 from saelearn.train.fast.search import ENCODERS
 
+SMALL = 2**21  # multiplications of one product; below, lists cost what they save
 MOST_OPERATIONS = 6e9  # of one product in the measurement; larger batches are cut
 DENSITY = 0.01
 ROUNDS = 5
@@ -37,11 +38,11 @@ def measured_plan(d_in: int, d_sae: int, batch_size: int, *, device: str = "cpu"
 
     Args:
         d_in, d_sae, batch_size: D, F and B; batch sizes count as the next power of two.
-        device: on anything but "cpu" the plan is dense.
+        device: on anything but "cpu" the plan is dense, as it is for what is small.
     """
-    if torch.device(device).type != "cpu":
-        return DENSE
     rows = 2 ** (max(1, batch_size) - 1).bit_length()
+    if torch.device(device).type != "cpu" or rows * d_in * d_sae < SMALL:
+        return DENSE
     rows = int(max(64, min(rows, MOST_OPERATIONS / (2 * d_in * d_sae))))
     return _remembered(rows, d_in, d_sae, torch.get_num_threads())
 
