@@ -105,12 +105,14 @@ def test_threads_do_not_matter_in_a_sweep(threads, monkeypatch):
     assert_equal_bits(*found)
 
 
-def test_rows_that_are_too_uneven_for_bytes_go_another_way():
-    """One large number in each row: whole numbers of that scale say little of the others."""
+@pytest.mark.parametrize("large", [60, 600])
+def test_rows_that_are_too_uneven_for_bytes_go_another_way(large):
+    """One large number in each row: whole numbers of that scale say little of the others. The first
+    has some too many proposals, the second more than lists are made for."""
     torch.manual_seed(0)
     sae, x_BD = SAE(32, 400, decoder_init_norm=1.0), torch.randn(200, 32)
-    sae.b_enc.data -= 1.5 * sae.W_enc.norm(dim=0)
-    x_BD[:, 0] += 300
+    sae.b_enc.data -= 2.3 * sae.W_enc.norm(dim=0)
+    x_BD[:, 0] += large
     sae.W_enc.data[0] = 0
     found = {}
     for encoder in ("plain", "bytes"):

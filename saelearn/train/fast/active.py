@@ -111,7 +111,7 @@ def at_entries(
         input_KBD: what the encoders see; `[1, B, D]` if it is the same for all.
         target_KBD: of f W_dec.
         price_KF: dL/df apart from the error.
-        pull_K: of the norm: the decoder row w gets the gradient pull sum_f w / norm.
+        pull_K: of the norm: the decoder row w gets the gradient pull w / norm times the mean of f.
     """
     compiled, (K, F, D), B = loops(), W_dec_KFD.shape, target_KBD.shape[1]
     C, scale = lists.starts_KCF.shape[1], np.float32(2 / B)

@@ -63,7 +63,8 @@ class Sums(NamedTuple):
 
 
 class Price(NamedTuple):
-    """What the penalty adds: dL/df of each feature, and a decoder row's pull sum_f w / norm."""
+    """What the penalty adds: to dL/df of each feature, and to the gradient of a decoder row w the
+    mean of f times pull w / norm."""
 
     of_f_KF: Tensor
     pull_K: Tensor
@@ -122,7 +123,7 @@ class Kernel:
         B, norm_KF = len(x_BD), sae.W_dec_KFD.norm(dim=2)
         weighted = decoder_norm == "weighted"
         weight_KF = norm_KF if weighted else torch.ones_like(norm_KF)
-        price = Price(weight_KF * (l1_K[:, None] / B), l1_K / B * weighted, norm_KF)
+        price = Price(weight_KF * (l1_K[:, None] / B), l1_K * weighted, norm_KF)
         b_dec_K1D = sae.b_dec_KD[:, None]
         target_KBD = self._scratch.on(x_BD, "target", (len(norm_KF), *x_BD.shape))
         target_KBD = torch.sub(x_BD, b_dec_K1D, out=target_KBD)  # of f W_dec
@@ -161,6 +162,7 @@ class Kernel:
         lists, proposed = active(*given, encoder=self._encoder)
         if self._encoder == "bytes" and proposed > TOO_ROUGH:
             self._encoder = self.plan.otherwise  # finds the same
+        lists = lists or active(*given, encoder=self._encoder)[0]
         weights = sae.W_enc_KFD, sae.W_dec_KFD
         return at_entries(*weights, input_KBD, target_KBD, *price, lists, self._scratch)
 
@@ -277,7 +279,7 @@ def _dense(
     d_W_enc_KFD = torch.bmm(d_f_KBF.mT, x_KBD).float()
     sum_f_KF, d_b_enc_KF = _sums(f_KBF), _sums(d_f_KBF)
     count_KF = _sums(f_KBF.sign_()).long()
-    pull_KF = price.pull_K[:, None] * sum_f_KF / price.norm_KF.clamp(min=1e-12)
+    pull_KF = price.pull_K[:, None] * (sum_f_KF / B) / price.norm_KF.clamp(min=1e-12)
     d_W_dec_KFD.addcmul_(sae.W_dec_KFD, pull_KF[:, :, None])
     square_K = torch.linalg.vector_norm(error_KBD, dim=(1, 2)).square()
     moved_KD = torch.bmm(d_b_enc_KF[:, None], sae.W_enc_KFD)[:, 0]

@@ -261,7 +261,7 @@ def gradients(
     """By feature, sums over its entries, four at a time.
 
     Args:
-        pull_K: what a decoder row is pulled by for each unit of sum f over its length.
+        pull_K: what a decoder row w is pulled by, times the mean of f over the length of w.
         moved_KGD: gets sums of d_b_enc w over blocks of features: what b_dec does in the input.
     """
     _, F, D = W_dec_KFD.shape
@@ -285,7 +285,7 @@ def gradients(
             for a in range(n, n + 3):  # to a multiple of four, by entries that add nothing
                 row_A[a], value_A[a], slope_A[a] = row_A[0], 0, 0
             g_enc, g_dec, w = d_W_enc_KFD[k, f], d_W_dec_KFD[k, f], W_dec_KFD[k, f]
-            pull = pull_K[k] * sum_f / max(norm_KF[k, f], f32(1e-12))
+            pull = pull_K[k] * (sum_f / f32(B)) / max(norm_KF[k, f], f32(1e-12))
             for d in range(D):
                 g_enc[d] = 0
                 g_dec[d] = pull * w[d]

@@ -24,6 +24,7 @@ from saelearn.train.fast.active import Lists, Scratch, chunk_rows, loops
 
 PROBE_ROWS, PROBE_STRIDE = 32, 8  # some rows and one feature in so many tell how much is active
 ROUND_UP = 1 + 2**-6  # more than a length loses when it is rounded to bf16
+MOST_BY_BYTES = 0.3  # share of all entries
 ROUNDED = 2.0**-23  # twice what fp32 rounds a number by, as a share of it
 
 
@@ -49,8 +50,9 @@ def few(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, *, limit: float) -> Tensor:
 
 def active(
     x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch, *, encoder: str
-) -> tuple[Lists, float]:
+) -> tuple[Lists | None, float]:
     """The entries above 0; and how many were proposed for each, or for 1 % of all if that is more.
+    None if "bytes" would propose so many that lists of them would not be short.
 
     Args:
         encoder: of `ENCODERS`: by which product.
@@ -77,7 +79,10 @@ def active(
             compiled.spread(compiled.values, n, work, x, W, b, low // chunk, *lists[1:], seen_KC)
         else:
             break
-        scratch.room = 1.2 * float(full_KC.max()) / (F * chunk)
+        share = float(full_KC.max()) / (F * chunk)
+        if encoder == "bytes" and share > MOST_BY_BYTES:
+            return None, float("inf")
+        scratch.room = 1.2 * share
     found = max(int(starts_KCF[..., -1].sum()), 0.01 * K * B * F)
     return lists, int(seen_KC.sum()) / found
 
