@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch.nn.functional import linear
@@ -83,3 +87,47 @@ def copy() -> Callable[[], object]:
     """A plain copy of `COPIED` bytes, more than caches hold: the memory's share in what is slow."""
     source, target = torch.ones(COPIED // 4), torch.empty(COPIED // 4)
     return lambda: target.copy_(source)
+
+
+def slowest_tenth(way: Callable[[], object], *, calls: int) -> float:
+    """The mean of the slowest tenth of single calls, over the median of all."""
+    times = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        way()
+        times.append(time.perf_counter() - started)
+    return statistics.mean(sorted(times)[-max(1, calls // 10) :]) / statistics.median(times)
+
+
+STREAM = """
+import os, sys
+import numpy as np
+if len(sys.argv) > 1:
+    os.sched_setaffinity(0, {int(sys.argv[1])})
+source, target = np.ones(2**25), np.empty(2**25)
+print("streams", flush=True)
+while os.getppid() > 1:
+    target[:] = source
+"""
+
+
+@contextlib.contextmanager
+def neighbour() -> Iterator[None]:
+    """Another process that copies 256 MB again and again, where the system allows it on a core of
+    its own: what a browser, or another student, does to this one's memory."""
+    pin = getattr(os, "sched_setaffinity", None)
+    cores = sorted(os.sched_getaffinity(0)) if pin else []
+    process = subprocess.Popen(
+        [sys.executable, "-c", STREAM, *([str(cores[1])] if len(cores) > 1 else [])],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout and process.stdout.readline() == "streams\n"
+        if len(cores) > 1:
+            pin(0, set(cores) - {cores[1]})
+        yield
+    finally:
+        if len(cores) > 1:
+            pin(0, set(cores))
+        process.kill()
+        process.wait()

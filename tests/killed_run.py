@@ -40,6 +40,7 @@ PLANS = {
     "plain": Plan("plain", 1.1),
     "onednn": Plan("onednn", 1.1),
     "screen": Plan("screen", 1.1),
+    "bytes": Plan("bytes", 1.1),
     "mixed": Plan("plain", 0.2),  # dense at first, sparse later
 }
 

@@ -42,7 +42,7 @@ from saelearn.sae import (
 )
 from saelearn.toy import PlantedFeatures
 from saelearn.train import Adam, Autograd, engine_for, resample, sweep, train
-from saelearn.train.fast import ENCODERS, Plan, SparseTopK
+from saelearn.train.fast import ENCODERS, Plan, SparseTopK, active
 from saelearn.train.fast.search import Scratch, largest
 
 D, F, B = 8, 16, 50
@@ -284,8 +284,6 @@ def test_the_sparse_topk_step_is_autograds(
 @pytest.mark.parametrize("k", [1, 3, 40, 256])
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_sparse_topk_step_at_sizes_that_use_groups_and_chunks(kind, k, encoder, monkeypatch):
-    from saelearn.train.fast import active
-
     monkeypatch.setattr(active, "CHUNK_ROWS", 64)
     torch.manual_seed(0)
     sae = kind(12, 512, k=k, decoder_init_norm=0.7)
@@ -295,8 +293,9 @@ def test_the_sparse_topk_step_at_sizes_that_use_groups_and_chunks(kind, k, encod
 
 
 @pytest.mark.parametrize("of_batch", [False, True])
-def test_the_largest_are_found_whatever_the_lengths_of_rows(of_batch):
+def test_the_largest_are_found_whatever_the_lengths_of_rows(of_batch, monkeypatch):
     """Features whose margin is far above their neighbours', rows far from zero."""
+    monkeypatch.setattr(active, "CHUNK_ROWS", 16)
     generator = torch.Generator().manual_seed(0)
     x_BD = 10 * torch.rand(80, 1, generator=generator) + torch.randn(80, 48, generator=generator)
     W_FD = torch.randn(640, 48, generator=generator) * 10 ** torch.randn(
@@ -308,13 +307,16 @@ def test_the_largest_are_found_whatever_the_lengths_of_rows(of_batch):
     expected_BF = torch.zeros_like(z_BF.flatten() if of_batch else z_BF)
     expected_BF = expected_BF.scatter(-1, top.indices, top.values).view(80, 640)
     for encoder in ENCODERS:
-        find = largest(x_BD[None], W_FD[None], b_F[None], Scratch(), k=7, of_batch=of_batch,
-                       encoder=encoder)  # fmt: skip
+        lists = largest(x_BD[None], W_FD[None], b_F[None], Scratch(), k=7, of_batch=of_batch,
+                        encoder=encoder)  # fmt: skip
         found_BF = torch.zeros_like(z_BF)
-        for rows in (slice(0, 30), slice(30, 80)):
-            active = find(rows)
-            place = active.row_A.long() + rows.start, active.g_A.long()
-            found_BF[place] = active.value_A.double()
+        for starts_F, row_A, value_A in zip(
+            lists.starts_KCF[0], lists.row_KCA[0], lists.value_KCA[0], strict=True
+        ):
+            for f in range(640):
+                own = slice(starts_F[f], starts_F[f + 1])
+                found_BF[row_A[own], f] = torch.from_numpy(value_A[own]).double()
+        assert len(lists.starts_KCF[0]) == 5
         assert torch.equal(found_BF > 0, expected_BF > 0)
         assert torch.allclose(found_BF, expected_BF, rtol=1e-5, atol=1e-4)
 

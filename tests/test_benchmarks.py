@@ -1,7 +1,10 @@
 """The benchmarks run, print one JSON object, and their figures are what they say; no speed here."""
 
 import json
+import os
+import time
 
+import psutil
 import pytest
 import torch
 
@@ -24,13 +27,16 @@ def printed(capsys) -> dict:
 def test_train_step_prints_what_was_agreed(kind, capsys, monkeypatch):
     monkeypatch.setitem(train_step.SIZES, "S", (64, 16, 128))
     monkeypatch.setattr(train_step, "SECONDS", 0.001)
+    monkeypatch.setattr(train_step, "CALLS", 10)
     train_step.main(
         ["--json", "--kind", kind, "--size", "S", "--l0", "0.02", "--threads", "1",
-         "--peers", "none", "--rounds", "2"]
+         "--peers", "none", "--rounds", "2", "--busy"]
     )  # fmt: skip
     report = printed(capsys)
     assert report["machine"]["threads"] == 1 and report["machine"]["versions"]["torch"]
-    (result,) = report["results"]
+    result, beside_another = report["results"]
+    assert not result["busy"] and beside_another["busy"]
+    assert result["slowest_tenth"] >= 1
     assert {"kind": kind, "size": "S", "l0": 0.02, "threads": 1}.items() <= result.items()
     assert set(result["samples_per_s"]) == {"saelearn", "textbook"}
     assert set(result["ratio"]) == {"textbook"} and result["share_of_limit"] > 0
@@ -69,6 +75,22 @@ def test_topk_has_its_k_active_features_in_each_row():
     sae.load_state_dict(problem.weights())
     assert problem.k == 13 and ((sae.encode(problem.batches()()) > 0).sum(1) == 13).all()
     peers.textbook_topk(problem)()  # takes its step without an error
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system cannot pin")
+def test_a_neighbour_has_a_core_of_its_own_and_goes():
+    cores = os.sched_getaffinity(0)
+    before = set(psutil.Process().children())
+    with machine.neighbour():
+        (process,) = set(psutil.Process().children()) - before
+        if len(cores) > 1:
+            assert not set(process.cpu_affinity()) & os.sched_getaffinity(0)
+    assert not process.is_running() and os.sched_getaffinity(0) == cores
+
+
+def test_the_slowest_tenth_is_counted():
+    pauses = iter([0.002] * 18 + [0.02, 0.02])
+    assert 3 < machine.slowest_tenth(lambda: time.sleep(next(pauses)), calls=20) < 30
 
 
 def test_turns_are_interleaved():

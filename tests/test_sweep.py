@@ -8,6 +8,7 @@ import torch
 from saelearn.errors import Refusal
 from saelearn.toy import PlantedFeatures
 from saelearn.train import sweep, train
+from saelearn.train.fast import tuning
 
 TOY = PlantedFeatures.make()
 F, B = 96, 128
@@ -33,8 +34,10 @@ def assert_same(one, other) -> None:
     ],
     ids=str,
 )
-def test_each_equals_its_separate_training_to_the_bit(arguments):
+@pytest.mark.parametrize("small", [0, 2**40], ids=["sparse", "dense"])
+def test_each_equals_its_separate_training_to_the_bit(arguments, small, monkeypatch):
     """From a stream and, for two seeds, from one tensor that each seed shuffles in its own way."""
+    monkeypatch.setattr(tuning, "SMALL", small)
     common = {"steps": 200, "log_every": 60, "progress": False, **arguments}
     coefficients = [0.02, 0.3, 3.0]
     together = sweep(lambda: TOY.batches(B), F, coefficients, **common)

@@ -10,6 +10,7 @@ from saelearn.train.fast import Plan, tuning
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "SMALL", 0)
     monkeypatch.setenv("SAELEARN_CACHE", str(tmp_path))
     tuning._remembered.cache_clear()
     yield tmp_path
@@ -66,6 +67,12 @@ def test_an_encoder_that_fails_or_errs_is_out_of_the_running(monkeypatch):
 
 def test_elsewhere_than_on_a_cpu_the_plan_is_dense():
     assert tuning.measured_plan(16, 64, 100, device="cuda").sparse_below == 0
+
+
+def test_what_is_small_is_dense_and_not_measured(monkeypatch):
+    monkeypatch.setattr(tuning, "_remembered", lambda *_: Plan("bytes"))
+    assert tuning.measured_plan(32, 128, 256).sparse_below == 0
+    assert tuning.measured_plan(32, 128, 1_024) == Plan("bytes")
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 5), (300, 16, 64)])

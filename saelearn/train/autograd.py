@@ -21,12 +21,14 @@ from saelearn.sae import SAE, Loss, Now, Objective
 class Plan:
     """Which way a fast engine goes on a machine (`fast.measured_plan`).
 
-    encoder: how active entries are found, of `fast.ENCODERS`.
+    encoder: how active entries are found, of `fast.ENCODERS`; the result is the same.
     sparse_below: share of active entries below which the sparse way is taken; 0 is always dense.
+    otherwise: the encoder that takes over from "bytes" where rows are too uneven for it.
     """
 
     encoder: str = "plain"
-    sparse_below: float = 0.03
+    sparse_below: float = 0.15  # full products win from 0.2 on, at the earliest
+    otherwise: str = "plain"
 
 
 class Seen(NamedTuple):

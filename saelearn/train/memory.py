@@ -20,8 +20,8 @@ from saelearn.train.fast import gpu
 from saelearn.train.settings import Settings
 
 FP32 = 4  # bytes
-LISTED = 72  # bytes for an active entry: its place and value, in both orders, and its gradient
-SPARSE_BELOW = 0.1  # if the plan is not known yet
+LISTED = 15  # bytes for an active entry: row, value and gradient, and a fifth more room
+SPARSE_BELOW = Plan().sparse_below
 AUTOGRAD = 8  # matrices of the features' size that it holds at once (seen: 5 to 8)
 
 
@@ -42,7 +42,8 @@ def needed(
 
     Weights, gradients and moments are exact: four numbers a parameter. The step's own room is
     the most that it takes: features, their gradients and a temporary of each; the last step's
-    gradients until the new ones are there; and, going the sparse way, lists of active entries.
+    gradients until the new ones are there. Or, later, going the sparse way, lists of active entries
+    beside what the dense way keeps.
     The rest (PyTorch itself, a GPU's context) is not counted.
 
     Args:
@@ -68,7 +69,8 @@ def needed(
     if precision == "bf16":
         step += 2 * (2 * d_in * d_sae + 2 * rows * (d_sae + d_in))
     elif not on_gpu and not autograd:
-        step += int(LISTED * sparse_below * rows * d_sae)
+        lists = int(LISTED * sparse_below * rows * d_sae)
+        step = max(step, FP32 * rows * (2 * d_sae + 4 * d_in) + lists)
     return {
         "weights": FP32 * parameters,
         "gradients": FP32 * parameters,

@@ -22,6 +22,7 @@ from saelearn.train.autograd import Seen
 from saelearn.train.batches import Feed, batches
 from saelearn.train.engines import engine_for, kernel_for
 from saelearn.train.fast.kernels import SparseL1, Stack
+from saelearn.train.fast.updates import move
 from saelearn.train.resampling import resample
 from saelearn.train.rows import Rows
 from saelearn.train.settings import Settings
@@ -252,15 +253,8 @@ class _SideBySide:
             decoder_norm=decoder_norm,
             centred=self._states[0].sae.apply_b_dec_to_input,
         )  # fmt: skip
-        if decoder_norm == "unit_norm":
-            keep_length_(self._stack.W_dec_KFD.detach(), gradient.W_dec_KFD)
-        clip_(gradient, settings.clip_norm)
-        for parameter, slope in zip(self._stack, gradient, strict=True):
-            parameter.grad = slope
         self._adam.lr = self._rows.lr_at(i)
-        self._adam.step()
-        if decoder_norm == "unit_norm":
-            unit_rows_(self._stack.W_dec_KFD)
+        self._update(gradient, unit_norm=decoder_norm == "unit_norm")
         self._silent_KF.add_(1).mul_(count_KF == 0)
         found = []
         for k, state in enumerate(self._states):
@@ -270,6 +264,23 @@ class _SideBySide:
             loss = Loss(total, dict(zip(("reconstruction", "sparsity"), terms, strict=True)))
             found.append(Seen(loss, count_KF[k], len(x_BD), None))
         return [(x_BD, None)] * len(found), found
+
+    def _update(self, gradient: Stack, *, unit_norm: bool) -> None:
+        """As `update.update_`, the gradient of each SAE clipped by itself."""
+        W_dec_KFD, clip_norm = self._stack.W_dec_KFD, self._settings.clip_norm
+        how = {"clip_norm": clip_norm, "unit": W_dec_KFD if unit_norm else None}
+        slopes = dict(zip(self._stack, gradient, strict=True))
+        sparse = self._kernel.plan.sparse_below
+        if sparse and move(slopes, self._adam, **how, n_saes=len(W_dec_KFD)):
+            return
+        if unit_norm:
+            keep_length_(W_dec_KFD.detach(), gradient.W_dec_KFD)
+        clip_(gradient, clip_norm)
+        for parameter, slope in slopes.items():
+            parameter.grad = slope
+        self._adam.step()
+        if unit_norm:
+            unit_rows_(W_dec_KFD)
 
     def lend_moments(self, state: State) -> None:
         """Let one SAE's own optimizer hold views of its part of the shared moments."""

@@ -65,7 +65,7 @@ def update_(
     """
     if unit_norm:
         keep_length_(sae.W_dec.detach(), sae.W_dec.grad)
-    gradients = [_rows(p.grad, p)[None] for p in sae.parameters() if p.grad is not None]
+    gradients = [rows_of(p.grad, p)[None] for p in sae.parameters() if p.grad is not None]
     clip_(gradients, clip_norm)
     optimizer.step()
     if unit_norm:
@@ -118,15 +118,15 @@ class Adam:
             group = [p for p in moved if self.factor_of(p) == factor]
             states = [self.state_of(p) for p in group]
             adam(
-                [_rows(p, p) for p in group], [_rows(p.grad, p).contiguous() for p in group],
-                *([_rows(s[n], p) for s, p in zip(states, group, strict=True)]
+                [rows_of(p, p) for p in group], [rows_of(p.grad, p).contiguous() for p in group],
+                *([rows_of(s[n], p) for s, p in zip(states, group, strict=True)]
                   for n in ("exp_avg", "exp_avg_sq")),
                 [], [state["step"] for state in states], lr=self.lr * factor, beta1=0.9,
                 beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False, fused=True,
             )  # fmt: skip
 
 
-def _rows(matrix: Tensor, parameter: Tensor) -> Tensor:
+def rows_of(matrix: Tensor, parameter: Tensor) -> Tensor:
     """As the parameter lies in memory, by rows: the fused update goes by memory, not by index."""
     return matrix if parameter.is_contiguous() else matrix.T
 

@@ -1,8 +1,9 @@
 """What makes a training step fast; the results are those of the plain way."""
 
 from saelearn.train.fast.kernels import Kernel, Plan, SparseL1, SparseTopK, Stack
+from saelearn.train.fast.machine import cache_dir, processor
 from saelearn.train.fast.search import ENCODERS
-from saelearn.train.fast.tuning import cache_dir, measured_plan, processor
+from saelearn.train.fast.tuning import measured_plan
 
 __all__ = [
     "ENCODERS",

@@ -1,126 +1,141 @@
-"""Active entries as a list, and products that are computed at these alone.
+"""Active entries as lists, and all of a step that can be done at these alone (`loops`).
 
-They read rows of a table in an order that nobody can foresee, so the speed is that of the memory
-in which the table lies. A core's own cache holds about `TABLE` numbers and is several times as
-fast as the next: larger tables are taken column by column (`sums`), or rows by rows (`chunks`).
+Loops read rows of a table in an order that nobody can foresee, so the speed is that of the memory
+in which the table lies: rows are taken in chunks that a core's own cache holds.
 
-Shapes: G features of all SAEs, R rows of all SAEs, A active entries, D width.
+Shapes: K SAEs, B batch, C chunks of rows, D width, F features, A entries that a chunk has room for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
 TABLE = 2**19  # numbers of fp32 in 2 MB
-COLUMNS = 64  # of a larger table at once
-CHUNK_ROWS = 4_096
+CHUNK_ROWS = 1_024
+ROOM = 0.03  # share of entries that lists begin with; they grow
 
 
-class Active(NamedTuple):
-    """Active entries feature by feature, a sparse matrix `[G, R]` in CSR form.
+@cache
+def loops() -> ModuleType | None:
+    """The compiled loops, or None where numba is missing: then every step is dense."""
+    try:
+        from saelearn.train.fast import loops
+    except ImportError:
+        return None
+    return loops
 
-    Feature g is active in the rows `row_A[starts_G[g] : starts_G[g + 1]]`, in ascending order.
+
+class Scratch:
+    """Uninitialised tensors that are used again: fresh pages cost more than what fills them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+        self.room = ROOM
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype=torch.float32) -> Tensor:
+        size, kept = math.prod(shape), self._kept.get(name)
+        if kept is None or kept.numel() < size or kept.dtype != dtype:
+            kept = self._kept[name] = torch.empty(size, dtype=dtype)
+        return kept[:size].view(shape)
+
+    def on(self, like: Tensor, *given) -> Tensor | None:
+        """The same on a CPU; elsewhere the allocator keeps memory by itself."""
+        return self(*given) if like.device.type == "cpu" else None
+
+
+def chunk_rows(n_rows: int, width: int) -> int:
+    """Rows of a chunk, half of them at the most: a rule, not a measurement, for sums follow it."""
+    return max(16, min(CHUNK_ROWS, TABLE // width, n_rows // 2) // 16 * 16)
+
+
+class Lists(NamedTuple):
+    """Active entries of each chunk, feature by feature, rows ascending.
+
+    Feature f has the entries `starts_KCF[k, c, f] : starts_KCF[k, c, f + 1]` of chunk c.
     """
 
-    starts_G: Tensor  # G + 1 of them
-    g_A: Tensor
-    row_A: Tensor
-    value_A: Tensor
+    chunk: int
+    starts_KCF: np.ndarray  # F + 1 of them
+    row_KCA: np.ndarray
+    value_KCA: np.ndarray
 
     @classmethod
-    def of(cls, g_A: np.ndarray, row_A: np.ndarray, value_A: Tensor, n_features: int) -> Active:
-        """From features and rows, features ascending."""
-        starts_G = starts(np.bincount(g_A, minlength=n_features))
-        return cls(starts_G, torch.from_numpy(g_A), torch.from_numpy(row_A), value_A)
+    def empty(cls, K: int, B: int, F: int, D: int, room: int, scratch: Scratch) -> Lists:
+        """With room for so many entries in each chunk."""
+        chunk = chunk_rows(B, D)
+        C = -(-B // chunk)
+        return cls(
+            chunk,
+            scratch("starts", (K, C, F + 1), torch.int32).numpy(),
+            scratch("rows", (K, C, room), torch.int32).numpy(),
+            scratch("values", (K, C, room)).numpy(),
+        )
 
-    def by_row(self, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The same row by row: where each row starts, features, and their places in this list."""
-        place_A = np.arange(len(self.row_A), dtype=np.int32)
-        by_feature = (place_A, self.row_A.numpy(), self.starts_G.numpy())
-        by_row = csr_matrix(by_feature, shape=(len(self.starts_G) - 1, n_rows)).tocsc()
-        parts = (by_row.indptr, by_row.indices, by_row.data)
-        return tuple(torch.from_numpy(part) for part in parts)
-
-    def dots(self, rows_GD: Tensor, rows_RD: Tensor, plus_A: Tensor, scale: float = 1) -> Tensor:
-        """plus + scale times the product of both rows, at each entry."""
-        size = (len(rows_GD), len(rows_RD))
-        pattern = torch.sparse_csr_tensor(self.starts_G, self.row_A, plus_A, size=size)
-        return torch.sparse.sampled_addmm(pattern, rows_GD, rows_RD.T, alpha=scale).values()
+    def active(self) -> list[Tensor]:
+        """The values of each chunk."""
+        ends_T = self.starts_KCF[..., -1].reshape(-1)
+        value_TA = torch.from_numpy(self.value_KCA).flatten(0, 1)
+        return [value_A[:end] for value_A, end in zip(value_TA, ends_T, strict=True)]
 
 
-def table(matrix_ND: Tensor) -> tuple[Tensor, ...]:
-    """A matrix as `sums` reads it: whole if it is small, else in blocks of columns."""
-    if matrix_ND.numel() <= TABLE:
-        return (matrix_ND,)
-    return tuple(block.contiguous() for block in matrix_ND.split(COLUMNS, dim=1))
+class Parts(NamedTuple):
+    """What every way computes of K SAEs: errors e (`[K, B, D]`), their sum over the rows and that
+    of their squares; for each feature its sum, how often it was active, and the gradients of
+    encoder row, bias and decoder row; and W_enc times the bias' gradient."""
+
+    error_KBD: Tensor
+    error_sum_KD: Tensor
+    square_K: Tensor
+    sum_f_KF: Tensor
+    count_KF: Tensor
+    W_enc_KFD: Tensor
+    b_enc_KF: Tensor
+    W_dec_KFD: Tensor
+    moved_KD: Tensor
 
 
-def sums(starts_M: Tensor, index_A: Tensor, weight_A: Tensor, blocks: Sequence[Tensor]) -> Tensor:
-    """`[M, D]`: for each m, the weighted sum of a table's rows `index_A[starts[m]:starts[m+1]]`.
-
-    PyTorch has this as the sum of a bag of embeddings.
-    """
-    # not scaled by frequency, summed, dense gradient, weights, the last start is the end
-    options = (False, 0, False, weight_A, True)
-    bags = (torch.embedding_bag(block, index_A, starts_M, *options)[0] for block in blocks)
-    if len(blocks) == 1:
-        return next(bags)
-    sum_MD = torch.empty(len(starts_M) - 1, sum(block.shape[1] for block in blocks))
-    for columns, found in zip(sum_MD.split(blocks[0].shape[1], dim=1), bags, strict=True):
-        columns.copy_(found)
-    return sum_MD
-
-
-def joined(parts: Sequence[tuple[int, Active, Tensor]]) -> tuple[Active, Tensor]:
-    """Lists of several chunks of rows as one.
+def at_entries(
+    W_enc_KFD: Tensor, W_dec_KFD: Tensor, input_KBD: Tensor, target_KBD: Tensor,
+    price_KF: Tensor, pull_K: Tensor, norm_KF: Tensor, lists: Lists, scratch: Scratch,
+) -> Parts:  # fmt: skip
+    """Errors and gradients from the entries of `lists`.
 
     Args:
-        parts: for each chunk its first row, its list, and numbers `[A]` that go with it.
+        input_KBD: what the encoders see; `[1, B, D]` if it is the same for all.
+        target_KBD: of f W_dec.
+        price_KF: dL/df apart from the error.
+        pull_K: of the norm: the decoder row w gets the gradient pull w / norm times the mean of f.
     """
-    if len(parts) == 1:
-        return parts[0][1:]
-    starts_CG = np.stack([active.starts_G.numpy() for _, active, _ in parts])
-    count_CG = np.diff(starts_CG).astype(np.int64)
-    starts_G = starts(count_CG.sum(0))
-    n = int(starts_G[-1])
-    row_A, value_A, more_A = np.empty(n, np.int32), *(np.empty(n, np.float32) for _ in range(2))
-    first_CG = starts_G.numpy()[:-1] + count_CG.cumsum(0) - count_CG  # of each chunk's entries
-    for (low, active, numbers_A), shift_G, count_G in zip(
-        parts, first_CG - starts_CG[:, :-1], count_CG, strict=True
-    ):
-        place_A = np.arange(len(active.g_A)) + np.repeat(shift_G, count_G)
-        row_A[place_A] = active.row_A.numpy() + low
-        value_A[place_A], more_A[place_A] = active.value_A.numpy(), numbers_A.numpy()
-    g_A = np.repeat(np.arange(len(starts_G) - 1, dtype=np.int32), count_CG.sum(0))
-    *lists, more_A = (torch.from_numpy(a) for a in (g_A, row_A, value_A, more_A))
-    return Active(starts_G, *lists), more_A
-
-
-def starts(count_M: np.ndarray) -> Tensor:
-    """Where each of M lists begins if they lie one after the other, and where the last ends."""
-    starts_M = np.zeros(len(count_M) + 1, dtype=np.int32)
-    np.cumsum(count_M, out=starts_M[1:])
-    return torch.from_numpy(starts_M)
-
-
-def at_once(n_saes: int, n_rows: int, width: int) -> int:
-    """How many SAEs go through one list: as many as fit with all their rows, or one by chunks."""
-    if n_rows > _chunk(width):
-        return 1
-    return min(n_saes, max(1, TABLE // (n_rows * width)))
-
-
-def chunks(n_rows: int, width: int) -> Iterator[slice]:
-    """Rows, as many at a time as fit into a core's own cache."""
-    size = _chunk(width)
-    return (slice(low, min(low + size, n_rows)) for low in range(0, n_rows, size))
-
-
-def _chunk(width: int) -> int:
-    return min(CHUNK_ROWS, max(64, TABLE // width))
+    compiled, (K, F, D), B = loops(), W_dec_KFD.shape, target_KBD.shape[1]
+    C, scale = lists.starts_KCF.shape[1], np.float32(2 / B)
+    blocks = -(-F // compiled.BLOCK)
+    error_KBD, sum_KCD = scratch("error", (K, B, D)), np.empty((K, C, D), np.float32)
+    square_KC, slope_KCA = np.empty((K, C)), scratch("slopes", lists.row_KCA.shape).numpy()
+    entries = lists.starts_KCF, lists.row_KCA, lists.value_KCA
+    work = D * (2 * K * (F + B) + 3 * int(lists.starts_KCF[..., -1].sum()))
+    W_enc, W_dec, x, target, price, pull, norm = (
+        t.detach().numpy()
+        for t in (W_enc_KFD, W_dec_KFD, input_KBD, target_KBD, price_KF, pull_K, norm_KF)
+    )
+    compiled.spread(
+        compiled.decode, K * C, work, target, W_dec, price, scale, lists.chunk, 0, *entries,
+        error_KBD.numpy(), slope_KCA, sum_KCD, square_KC,
+    )  # fmt: skip
+    d_W_enc_KFD, d_W_dec_KFD = scratch("d_enc", (K, F, D)), scratch("d_dec", (K, F, D))
+    d_b_enc_KF, sum_f_KF = torch.empty(K, F), torch.empty(K, F)
+    count_KF, moved_KGD = torch.empty(K, F, dtype=torch.int64), torch.empty(K, blocks, D)
+    out = d_W_enc_KFD, d_W_dec_KFD, d_b_enc_KF, sum_f_KF, count_KF, moved_KGD
+    compiled.spread(
+        compiled.gradients, K * blocks, work, x, error_KBD.numpy(), W_enc, W_dec, scale, pull, norm,
+        *entries, slope_KCA, *(t.numpy() for t in out),
+    )  # fmt: skip
+    sums = torch.from_numpy(sum_KCD.sum(1)), torch.from_numpy(square_KC.sum(1)).float()
+    gradients = d_W_enc_KFD, d_b_enc_KF, d_W_dec_KFD
+    return Parts(error_KBD, *sums, sum_f_KF, count_KF, *gradients, moved_KGD.sum(1))

@@ -8,30 +8,32 @@ input = x - b_dec and the price p_f = l1_coefficient ||W_dec_f|| / B of a featur
     dL/dW_dec = 2/B f^T e            dL/dW_enc = input^T dL/df          dL/db_enc = sum_B dL/df
     dL/db_dec = 2/B sum_B e - W_enc dL/db_enc
 
-and everything but the search for the active entries (`search`) can be done at these alone. Loss
-and gradient are the same up to rounding: tests compare them with float64 autograd. Lesson 07.
+and everything but the search for the active entries (`search`) can be done at these alone, in loops
+that numba compiles (`active`, `loops`); without numba all steps are dense. Loss and gradient are
+the same up to rounding: tests compare them with float64 autograd. Lesson 07.
 
 A TopK SAE is the case with p = 0 and another search (`search.largest`).
 
 A sweep of K SAEs on the same data runs through the same lines; a single one is K = 1. Shapes: B
-batch, D width, F features each, G = K F in all, A active entries, R = K B rows.
+batch, D width, F features each.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from saelearn.sae import L1, SAE, BatchTopK, Loss, Now, Objective, Squared, TopK
 from saelearn.train.autograd import Plan, Seen
-from saelearn.train.fast.active import Active, at_once, chunks, joined, sums, table
-from saelearn.train.fast.search import ENCODERS, Find, Scratch, few, largest
+from saelearn.train.fast.active import Parts, Scratch, at_entries, loops
+from saelearn.train.fast.search import active, few, largest
+from saelearn.train.fast.updates import move
+from saelearn.train.update import Adam, update_
 
+TOO_ROUGH = 5  # proposals for each entry, of which a finer product makes fewer
 DENSE_ABOVE = 0.2  # share of active entries above which full products are faster
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
@@ -60,19 +62,16 @@ class Sums(NamedTuple):
     sparsity: Tensor
 
 
-class Parts(NamedTuple):
-    """What both ways compute: e, and for each feature its sum, how often it was active, and the
-    gradients of encoder row, bias and decoder row (without the pull of the norm)."""
+class Price(NamedTuple):
+    """What the penalty adds: to dL/df of each feature, and to the gradient of a decoder row w the
+    mean of f times pull w / norm."""
 
-    error_KBD: Tensor
-    sum_f_KF: Tensor
-    count_KF: Tensor
-    W_enc_KFD: Tensor
-    b_enc_KF: Tensor
-    W_dec_KFD: Tensor
+    of_f_KF: Tensor
+    pull_K: Tensor
+    norm_KF: Tensor
 
 
-PartsOf = Callable[[Stack, Tensor, Tensor, Tensor], Parts]
+PartsOf = Callable[[Stack, Tensor, Tensor, Price], Parts]
 
 
 class Kernel:
@@ -86,10 +85,8 @@ class Kernel:
 
     def __init__(self, plan: Plan | None = None, *, precision: str = "fp32", compile: bool = False):
         self.plan, self.precision, self._scratch = plan or Plan(), precision, Scratch()
+        self._encoder = self.plan.encoder
         self._dense = torch.compile(_dense) if compile else _dense
-        with warnings.catch_warnings():  # PyTorch says once that CSR tensors are in beta
-            warnings.simplefilter("ignore")
-            torch.sparse_csr_tensor([0, 1], [0], [1.0])
 
     def _alone(
         self, sae: SAE, x_BD: Tensor, l1: float, decoder_norm: str, parts_of: PartsOf | None = None
@@ -124,31 +121,30 @@ class Kernel:
         """
         sae = Stack(*(parameter.contiguous() for parameter in sae))
         B, norm_KF = len(x_BD), sae.W_dec_KFD.norm(dim=2)
-        weight_KF = norm_KF if decoder_norm == "weighted" else torch.ones_like(norm_KF)
-        price_KF = weight_KF * (l1_K[:, None] / B)
+        weighted = decoder_norm == "weighted"
+        weight_KF = norm_KF if weighted else torch.ones_like(norm_KF)
+        price = Price(weight_KF * (l1_K[:, None] / B), l1_K * weighted, norm_KF)
         b_dec_K1D = sae.b_dec_KD[:, None]
-        input_KBD = x_BD - b_dec_K1D if centred else x_BD.expand(len(norm_KF), -1, -1)
-        target_KBD = input_KBD if centred else x_BD - b_dec_K1D  # of f W_dec
-        parts = (parts_of or self._parts)(sae, input_KBD, target_KBD, price_KF)
-        d_b_dec_KD = parts.error_KBD.sum(1) * (2 / B)
-        if centred:  # the way through the encoder: one matrix-vector product
-            d_b_dec_KD -= torch.bmm(parts.b_enc_KF[:, None], sae.W_enc_KFD)[:, 0]
+        target_KBD = self._scratch.on(x_BD, "target", (len(norm_KF), *x_BD.shape))
+        target_KBD = torch.sub(x_BD, b_dec_K1D, out=target_KBD)  # of f W_dec
+        input_KBD = target_KBD if centred else x_BD.contiguous()[None]
+        parts = (parts_of or self._parts)(sae, input_KBD, target_KBD, price)
+        d_b_dec_KD = parts.error_sum_KD * (2 / B)
+        if centred:  # the way through the encoder
+            d_b_dec_KD -= parts.moved_KD
         mean_f_KF = parts.sum_f_KF / B
-        if decoder_norm == "weighted":  # a longer row costs more
-            pull_KF = l1_K[:, None] * mean_f_KF / norm_KF.clamp(min=1e-12)
-            parts.W_dec_KFD.addcmul_(sae.W_dec_KFD, pull_KF[:, :, None])
-        reconstruction_K = torch.linalg.vector_norm(parts.error_KBD, dim=(1, 2)).square() / B
+        reconstruction_K = parts.square_K / B
         sparsity_K = (mean_f_KF * weight_KF).sum(1)
         loss = Sums(reconstruction_K + l1_K * sparsity_K, reconstruction_K, sparsity_K)
         gradient = Stack(parts.W_enc_KFD, parts.b_enc_KF, parts.W_dec_KFD, d_b_dec_KD)
         return loss, parts.count_KF, gradient
 
-    def _parts(self, sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor) -> Parts:
+    def _parts(self, sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price: Price) -> Parts:
         """Each SAE goes its own way: what one does never depends on its neighbours."""
-        given = (sae, input_KBD, target_KBD, price_KF)
-        if self.precision != "fp32" or input_KBD.device.type != "cpu" or not self.plan.sparse_below:
+        given, limit = (sae, input_KBD, target_KBD, price), self.plan.sparse_below
+        on_cpu = target_KBD.device.type == "cpu"
+        if self.precision != "fp32" or not on_cpu or not limit or loops() is None:
             return self._dense_parts(*given)
-        limit = self.plan.sparse_below
         few_K = few(input_KBD, sae.W_enc_KFD, sae.b_enc_KF, limit=limit)
         if few_K.all():
             return self._sparse_parts(*given)
@@ -159,21 +155,30 @@ class Kernel:
         both = zip(sparse, self._dense_parts(*_some(~few_K, *given)), strict=True)
         return Parts(*(torch.cat(parts)[place_K] for parts in both))
 
-    def _sparse_parts(self, *given) -> Parts:
-        sae, input_KBD, *_ = given
-        K, n = len(input_KBD), at_once(*input_KBD.shape)
-        if n < K:
-            some = [self._sparse_parts(*_some(slice(k, k + n), *given)) for k in range(0, K, n)]
-            return Parts(*(torch.cat(parts) for parts in zip(*some, strict=True)))
-        return _sparse(
-            *given,
-            ENCODERS[self.plan.encoder](input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._scratch),
-        )
+    def _sparse_parts(
+        self, sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price: Price
+    ) -> Parts:
+        given = input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._scratch
+        lists, proposed = active(*given, encoder=self._encoder)
+        if self._encoder == "bytes" and proposed > TOO_ROUGH:
+            self._encoder = self.plan.otherwise  # finds the same
+        lists = lists or active(*given, encoder=self._encoder)[0]
+        weights = sae.W_enc_KFD, sae.W_dec_KFD
+        return at_entries(*weights, input_KBD, target_KBD, *price, lists, self._scratch)
 
     def _dense_parts(self, *given) -> Parts:
-        # on a GPU the allocator keeps memory by itself
-        scratch = self._scratch if given[1].device.type == "cpu" else None
-        return self._dense(*given, DTYPES[self.precision], scratch)
+        return self._dense(*given, DTYPES[self.precision], self._scratch)
+
+    @torch.no_grad()
+    def update(
+        self, sae: SAE, optimizer: Adam | torch.optim.Optimizer, *, clip_norm: float,
+        unit_norm: bool,
+    ) -> None:  # fmt: skip
+        """As `update.update_`, in two passes over the weights; a dense plan needs no loops."""
+        slopes, unit = {p: p.grad for p in sae.parameters()}, sae.W_dec if unit_norm else None
+        sparse = bool(self.plan.sparse_below) and type(optimizer) is Adam
+        if not (sparse and move(slopes, optimizer, clip_norm=clip_norm, unit=unit)):
+            update_(sae, optimizer, clip_norm=clip_norm, unit_norm=unit_norm)
 
 
 class SparseL1(Kernel):
@@ -203,35 +208,32 @@ class SparseTopK(Kernel):
         largest entries here."""
         if device != "cpu" or precision != "fp32" or type(objective) is not Squared:
             return False
+        if loops() is None:
+            return False
         if getattr(sae, "k", 0) > DENSE_ABOVE * sae.d_sae:
             return False
         return type(sae) is TopK or (type(sae) is BatchTopK and processes == 1)
 
     @torch.no_grad()
     def __call__(self, sae: TopK | BatchTopK, x_BD: Tensor, objective: Squared, now: Now) -> Seen:
-        values, errors = [], []
+        found = {}
 
-        def parts_of(stack: Stack, input_KBD: Tensor, target_KBD: Tensor, price: Tensor) -> Parts:
-            find = largest(
+        def parts_of(stack: Stack, input_KBD: Tensor, target_KBD: Tensor, price: Price) -> Parts:
+            lists = largest(
                 input_KBD, stack.W_enc_KFD, stack.b_enc_KF, self._scratch, k=sae.k,
                 of_batch=isinstance(sae, BatchTopK), encoder=self.plan.encoder,
             )  # fmt: skip
-
-            def find_and_keep(rows: slice) -> Active:
-                active = find(rows)
-                values.append(active.value_A)
-                return active
-
-            parts = _sparse(stack, input_KBD, target_KBD, price, find_and_keep)
-            errors.append(-parts.error_KBD[0])
+            weights = stack.W_enc_KFD, stack.W_dec_KFD
+            parts = at_entries(*weights, input_KBD, target_KBD, *price, lists, self._scratch)
+            found.update(error_BD=-parts.error_KBD[0], values=torch.cat(lists.active()))
             return parts
 
         sums, count_F = self._alone(sae, x_BD, 0.0, "free", parts_of)
         terms, total = {"reconstruction": sums.reconstruction}, sums.reconstruction
         if objective.aux_k:
-            terms["auxiliary"] = revive(sae, x_BD, objective, errors[0], now)
+            terms["auxiliary"] = revive(sae, x_BD, objective, found["error_BD"], now)
             total = total + objective.aux_coefficient * terms["auxiliary"]
-        observed = sae.observe(torch.cat(values))
+        observed = sae.observe(found["values"])
         observed_P = None if observed is None else observed[None]
         return Seen(Loss(total, terms), count_F, len(x_BD), observed_P)
 
@@ -246,69 +248,43 @@ def revive(sae: SAE, x_BD: Tensor, objective: Squared, error_BD: Tensor, now: No
     return extra.detach()
 
 
-def _some(chosen: Tensor | slice, sae: Stack, *others: Tensor) -> tuple[Stack, *tuple[Tensor, ...]]:
-    return Stack(*(p[chosen] for p in sae)), *(t[chosen] for t in others)
+def _some(
+    chosen: Tensor, sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price: Price
+) -> tuple[Stack, Tensor, Tensor, Price]:
+    some = input_KBD if len(input_KBD) == 1 else input_KBD[chosen]
+    stack, price = Stack(*(p[chosen] for p in sae)), Price(*(p[chosen] for p in price))
+    return stack, some, target_KBD[chosen], price
 
 
 def _dense(
-    sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor,
-    dtype: torch.dtype, scratch: Scratch | None,
+    sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price: Price, dtype: torch.dtype,
+    scratch: Scratch,
 ) -> Parts:  # fmt: skip
     """By full products, in `dtype`."""
+    K, B, _ = target_KBD.shape
+    F = sae.b_enc_KF.shape[1]
 
-    def room(name: str) -> Tensor | None:
-        shape = (*input_KBD.shape[:2], sae.b_enc_KF.shape[1])
-        return scratch(name, shape, dtype) if scratch else None
+    def room(name: str, shape: tuple[int, ...], dtype: torch.dtype = dtype) -> Tensor | None:
+        return scratch.on(target_KBD, name, shape, dtype)
 
     x_KBD, W_enc_KFD, W_dec_KFD = (t.to(dtype) for t in (input_KBD, sae.W_enc_KFD, sae.W_dec_KFD))
-    bias_K1F, price_K1F = (t[:, None].to(dtype) for t in (sae.b_enc_KF, price_KF))
-    f_KBF = torch.baddbmm(bias_K1F, x_KBD, W_enc_KFD.mT, out=room("f")).relu_()
+    x_KBD = x_KBD.expand(K, -1, -1)
+    bias_K1F, price_K1F = (t[:, None].to(dtype) for t in (sae.b_enc_KF, price.of_f_KF))
+    f_KBF = torch.baddbmm(bias_K1F, x_KBD, W_enc_KFD.mT, out=room("u", (K, B, F))).relu_()
     error_KBD = torch.bmm(f_KBF, W_dec_KFD).float() - target_KBD
-    slope_KBD = (error_KBD * (2 / input_KBD.shape[1])).to(dtype)
-    d_f_KBF = torch.baddbmm(price_K1F, slope_KBD, W_dec_KFD.mT, out=room("d_f"))
+    slope_KBD = (error_KBD * (2 / B)).to(dtype)
+    d_f_KBF = torch.baddbmm(price_K1F, slope_KBD, W_dec_KFD.mT, out=room("d_f", (K, B, F)))
     torch.ops.aten.threshold_backward.grad_input(d_f_KBF, f_KBF, 0, grad_input=d_f_KBF)
     d_W_dec_KFD = torch.bmm(f_KBF.mT, slope_KBD).float()
     d_W_enc_KFD = torch.bmm(d_f_KBF.mT, x_KBD).float()
     sum_f_KF, d_b_enc_KF = _sums(f_KBF), _sums(d_f_KBF)
     count_KF = _sums(f_KBF.sign_()).long()
-    return Parts(error_KBD, sum_f_KF, count_KF, d_W_enc_KFD, d_b_enc_KF, d_W_dec_KFD)
-
-
-def _sparse(
-    sae: Stack, input_KBD: Tensor, target_KBD: Tensor, price_KF: Tensor, find: Find
-) -> Parts:
-    """At the active entries alone, chunk by chunk of the rows; `find` gives those of a chunk.
-
-    Features are sums over a row's entries, gradients of weights sums over a feature's entries.
-    """
-    (K, F, D), B = sae.W_dec_KFD.shape, input_KBD.shape[1]
-    W_dec_GD, price_G = sae.W_dec_KFD.flatten(0, 1), price_KF.flatten()
-    input_RD, target_RD = input_KBD.flatten(0, 1), target_KBD.flatten(0, 1)
-    W_dec_table = table(W_dec_GD)
-    error_RD, found = torch.empty_like(target_RD), []
-    for rows in chunks(B, D):
-        active = find(rows)
-        own = slice(K * rows.start, K * rows.stop)  # a chunk of several SAEs has all their rows
-        error_ND = error_RD[own]
-        starts_N, g_A, place_A = active.by_row(len(error_ND))
-        f_A = active.value_A.index_select(0, place_A)
-        torch.sub(sums(starts_N, g_A, f_A, W_dec_table), target_RD[own], out=error_ND)
-        price_A = price_G.index_select(0, active.g_A)
-        d_f_A = active.dots(W_dec_GD, error_ND, price_A, 2 / B)
-        found.append((rows.start, active, d_f_A))
-    del W_dec_table  # as large as a gradient
-    active, d_f_A = joined(found)
-    where = active.starts_G, active.row_A
-    d_W_enc_GD = sums(*where, d_f_A, table(input_RD))
-    d_W_dec_GD = sums(*where, active.value_A * (2 / B), table(error_RD))
-    g_A = active.g_A.numpy()
-    sum_f_G, d_b_enc_G = (
-        torch.from_numpy(np.bincount(g_A, weights=v_A.numpy(), minlength=K * F)).float()
-        for v_A in (active.value_A, d_f_A)
-    )
-    count_G = active.starts_G.diff().long()
-    by_feature = (sum_f_G, count_G, d_W_enc_GD, d_b_enc_G, d_W_dec_GD)
-    return Parts(error_RD.view(K, B, D), *(t.view(K, F, *t.shape[1:]) for t in by_feature))
+    pull_KF = price.pull_K[:, None] * (sum_f_KF / B) / price.norm_KF.clamp(min=1e-12)
+    d_W_dec_KFD.addcmul_(sae.W_dec_KFD, pull_KF[:, :, None])
+    square_K = torch.linalg.vector_norm(error_KBD, dim=(1, 2)).square()
+    moved_KD = torch.bmm(d_b_enc_KF[:, None], sae.W_enc_KFD)[:, 0]
+    gradients = d_W_enc_KFD, d_b_enc_KF, d_W_dec_KFD
+    return Parts(error_KBD, error_KBD.sum(1), square_K, sum_f_KF, count_KF, *gradients, moved_KD)
 
 
 def _sums(t_KBF: Tensor) -> Tensor:

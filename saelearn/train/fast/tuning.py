@@ -1,32 +1,36 @@
-"""Which way a training step goes is measured on the machine at hand, once for each shape.
+"""By which product a training step finds its active entries is measured on the machine at hand,
+once for each shape.
 
-The answer is kept in the user's cache, so that a second run takes the same way: two runs on one
-machine agree to the bit. `$SAELEARN_CACHE` names another folder; without a writable one the
-answer lasts as long as the process. Shapes: B batch, D width, F features.
+It decides the speed alone: entries, and so the weights, are the same to the bit (`search`), and
+what is sparse is a rule (`Plan.sparse_below`). The answer is kept in the user's cache;
+`$SAELEARN_CACHE` names another folder, and without a writable one it lasts as long as the process.
+Shapes: B batch, D width, F features.
 """
 
 from __future__ import annotations
 
-import os
-import platform
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from saelearn import artifacts
 from saelearn.errors import ArtifactError
+from saelearn.train.fast.active import loops
 from saelearn.train.fast.kernels import Kernel, Plan, Stack
+from saelearn.train.fast.machine import cache_dir, processor
 from saelearn.train.fast.search import ENCODERS
 
-MOST_OPERATIONS = 1e10  # of one dense step in the measurement; larger batches are cut
-DENSITIES = (0.01, 0.06)
-ROUNDS = 3
+SMALL = 2**21  # multiplications of one product; below, lists cost what they save
+MOST_OPERATIONS = 6e9  # of one product in the measurement; larger batches are cut
+DENSITY = 0.01
+ROUNDS = 5
+HOPELESS = 1.5  # times the fastest's first turn
+DENSE = Plan("plain", 0.0)
 
 
 def measured_plan(d_in: int, d_sae: int, batch_size: int, *, device: str = "cpu") -> Plan:
@@ -34,29 +38,20 @@ def measured_plan(d_in: int, d_sae: int, batch_size: int, *, device: str = "cpu"
 
     Args:
         d_in, d_sae, batch_size: D, F and B; batch sizes count as the next power of two.
-        device: on anything but "cpu" the plan is dense.
+        device: on anything but "cpu" the plan is dense, as it is for what is small.
     """
-    if torch.device(device).type != "cpu":
-        return Plan("plain", 0.0)
     rows = 2 ** (max(1, batch_size) - 1).bit_length()
-    rows = int(max(64, min(rows, MOST_OPERATIONS / (10 * d_in * d_sae))))
+    if torch.device(device).type != "cpu" or rows * d_in * d_sae < SMALL:
+        return DENSE
+    rows = int(max(64, min(rows, MOST_OPERATIONS / (2 * d_in * d_sae))))
     return _remembered(rows, d_in, d_sae, torch.get_num_threads())
-
-
-def cache_dir() -> Path:
-    """The folder for what can be measured again: `$SAELEARN_CACHE`, or the system's place."""
-    if named := os.environ.get("SAELEARN_CACHE"):
-        return Path(named)
-    import platformdirs  # a checkout trains on a GPU without it
-
-    return platformdirs.user_cache_path("saelearn")
 
 
 @cache
 def _remembered(B: int, D: int, F: int, threads: int) -> Plan:
     name = {"shape": [B, D, F], "threads": threads, "processor": processor()}
     name["torch"] = torch.__version__
-    name["level"] = torch.backends.cpu.get_cpu_capability()
+    name |= {"level": torch.backends.cpu.get_cpu_capability(), "loops": loops() is not None}
     path = cache_dir() / "plans" / f"{B}x{D}x{F}-{threads}.json"
     try:
         kept = artifacts.read_json(path)
@@ -73,45 +68,29 @@ def _remembered(B: int, D: int, F: int, threads: int) -> Plan:
     return plan
 
 
-@cache
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 @torch.no_grad()
 def measure(B: int, D: int, F: int) -> Plan:
-    """Time every way on made-up weights and data; of several rounds the fastest counts.
+    """Time every encoder on made-up weights and data; the one with the best median counts.
 
-    An encoder that fails, or finds other entries than the plain one, is out of the running. The
-    sparse way's time grows in a straight line with the share of active entries; where that line
-    meets the dense way's time lies `sparse_below`.
+    One that fails, or leads to other entries than the plain one, is out of the running. Without
+    the loops, or if the plain one fails, all steps are dense.
     """
+    if loops() is None:
+        return DENSE
     generator = torch.Generator().manual_seed(0)
     x_BD = torch.randn(B, D, generator=generator)
     rows_1FD = torch.randn(1, F, D, generator=generator) / D**0.5
-
-    def stack(density: float) -> Stack:
-        at = -torch.special.ndtri(torch.tensor(1 - density)).float()
-        return Stack(rows_1FD, torch.full((1, F), float(at)), rows_1FD, torch.zeros(1, D))
-
-    sparse, *others = (_counts(Plan(name, 1.1), stack(DENSITIES[0]), x_BD) for name in ENCODERS)
-    able = [name for name, found in zip(ENCODERS, (sparse, *others), strict=True)
-            if found is not None and sparse is not None and torch.equal(found, sparse)]  # fmt: skip
-    if not able:
-        return Plan("plain", 0.0)
-    ways = {(name, d): _step(Plan(name, 1.1), stack(d), x_BD) for name in able for d in DENSITIES}
-    ways["dense"] = _step(Plan("plain", 0.0), stack(DENSITIES[1]), x_BD)
-    seconds = _fastest(ways)
-    best = min(able, key=lambda name: seconds[name, DENSITIES[0]])
-    low, high = (seconds[best, d] for d in DENSITIES)
-    slope = max(1e-12, (high - low) / (DENSITIES[1] - DENSITIES[0]))
-    meet = DENSITIES[0] + (seconds["dense"] - low) / slope
-    return Plan(best, round(float(np.clip(meet, 0.0, 0.5)), 4))
+    at = -torch.special.ndtri(torch.tensor(1 - DENSITY)).float()
+    sae = Stack(rows_1FD, torch.full((1, F), float(at)), rows_1FD, torch.zeros(1, D))
+    ways = {name: _step(Plan(name, 1.1), sae, x_BD) for name in ENCODERS}
+    found = {name: _counts(way) for name, way in ways.items()}
+    plain = found["plain"]
+    if plain is None:
+        return DENSE
+    able = {n: way for n, way in ways.items() if found[n] is not None and found[n].equal(plain)}
+    seconds = _seconds(able)
+    best, *others = sorted(able, key=seconds.__getitem__)
+    return Plan(best, otherwise=next((name for name in others if name != "bytes"), "plain"))
 
 
 def _step(plan: Plan, sae: Stack, x_BD: Tensor) -> Callable[[], tuple]:
@@ -119,18 +98,23 @@ def _step(plan: Plan, sae: Stack, x_BD: Tensor) -> Callable[[], tuple]:
     return lambda: kernel.stacked(sae, x_BD, l1_K=l1_K, decoder_norm="weighted", centred=True)
 
 
-def _counts(plan: Plan, sae: Stack, x_BD: Tensor) -> Tensor | None:
+def _counts(way: Callable[[], tuple]) -> Tensor | None:
     try:
-        return _step(plan, sae, x_BD)()[1]
+        return way()[1]
     except RuntimeError:  # this build of PyTorch cannot
         return None
 
 
-def _fastest(ways: dict) -> dict:
-    seconds = dict.fromkeys(ways, float("inf"))
+def _seconds(ways: dict[str, Callable[[], tuple]]) -> dict[str, float]:
+    """Of a step, the median over rounds in which all take turns: one that was disturbed counts no
+    more than any other. What is far behind in the first has that one alone."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
+        best = min((times[0] for times in seconds.values() if times), default=float("inf"))
         for name, way in ways.items():
+            if seconds[name] and seconds[name][0] > HOPELESS * best:
+                continue
             started = time.perf_counter()
             way()
-            seconds[name] = min(seconds[name], time.perf_counter() - started)
-    return seconds
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(times) for name, times in seconds.items()}

@@ -1,0 +1,362 @@
+"""The loops of a training step on a CPU, compiled by numba the first time that they run.
+
+Everything that stands between two products of matrices is bound by memory in PyTorch: each
+operation writes a matrix that the next one reads. A loop does all that a row needs while the row
+lies in the core's own cache, and writes only what stays.
+
+Every sum has one order: the same bits whatever proposed an entry and however many threads there
+are. What was compiled is kept on disk, beside this file or, if its folder cannot be written to, in
+`cache_dir()`.
+
+Shapes: K SAEs, B batch, C chunks of its rows, N rows of a chunk or several, D width, F features,
+A entries of a chunk, G = K F features of all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from itertools import pairwise
+from pathlib import Path
+
+import numba
+import numpy as np
+import torch
+
+from saelearn.train.fast.machine import cache_dir
+
+BLOCK = 64  # features whose sums are added up by themselves, whichever thread has them
+WORTH = 2**21  # numbers, about half a millisecond
+FAST = {"reassoc", "contract", "nsz"}  # sums may be vectorised; a NaN stays one
+f32 = np.float32
+
+
+def _keeps() -> bool:
+    """Whether what is compiled can be kept, and where: numba is told by its configuration."""
+    beside = Path(__file__).parent / "__pycache__"
+    if os.access(beside if beside.exists() else beside.parent, os.W_OK) or numba.config.CACHE_DIR:
+        return True
+    folder = cache_dir() / "loops"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    numba.config.CACHE_DIR = str(folder)
+    return os.access(folder, os.W_OK)
+
+
+_others, _kept = numba.config.CACHE_DIR, _keeps()
+loop = partial(numba.njit, cache=_kept, nogil=True, fastmath=FAST, error_model="numpy")
+
+
+def spread(function: Callable, n: int, work: float, *given: object) -> None:
+    """`function(*given, low, high)` on parts of `range(n)`, by as many threads as PyTorch has.
+
+    Args:
+        work: about how many numbers are touched: a thread must be worth its start.
+    """
+    parts = min(torch.get_num_threads(), n, int(work / WORTH))
+    if parts <= 1:
+        function(*given, 0, n)
+        return
+    ends = [n * i // parts for i in range(parts + 1)]
+    (low, high), *others = pairwise(ends)
+    submit = _threads(parts - 1).submit
+    waiting = [submit(function, *given, *ends_of) for ends_of in others]
+    function(*given, low, high)
+    for each in waiting:
+        each.result()
+
+
+@cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n, "saelearn-loops")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not come along
+
+
+@loop()
+def rounded(x_ND, q_ND, side_4N, low, high):
+    """Rows as whole numbers up to 127 times a scale, of which the last row holds: 1 / scale, the
+    length of what rounding took, of what is left and of all, the latter three over the scale."""
+    D = x_ND.shape[1]
+    for n in range(low, high):
+        x, q = x_ND[n], q_ND[n]
+        most = f32(0)
+        for d in range(D):
+            most = max(most, abs(x[d]))
+        per = f32(127) / max(most, f32(1e-10))
+        lost = kept = full = f32(0)
+        for d in range(D):
+            v = x[d] * per
+            whole = np.int32(v + f32(128.5)) - np.int32(128)
+            q[d] = whole
+            left = f32(whole)
+            lost += (v - left) * (v - left)
+            kept += left * left
+            full += v * v
+        side_4N[0, n], side_4N[1, n] = per, np.sqrt(lost)
+        side_4N[2, n], side_4N[3, n] = np.sqrt(kept), np.sqrt(full)
+
+
+@loop()
+def propose(u_KFN, first, w_K3F, x_K3B, chunk, starts_KCF, row_KCA, full_KC, low, high):
+    """List where u + w_0 x_0 + w_1 x_1 + w_2 x_2 > 0; where u > 0 if there are no such sides.
+
+    Args:
+        first: the batch's row that is u's first.
+        chunk: rows of a chunk.
+        full_KC: set to what a list would have to hold if it holds less.
+    """
+    _, F, N = u_KFN.shape
+    sided, room = w_K3F.shape[0] > 0, row_KCA.shape[2]
+    per = (N + chunk - 1) // chunk
+    mark_N = np.zeros((chunk + 7) // 8 * 8, np.uint8)
+    eight_N = mark_N.view(np.int64)
+    for task in range(low, high):
+        k, c = task // per, task % per
+        begin = c * chunk
+        n_rows = min(chunk, N - begin)
+        row0 = first + begin
+        c += first // chunk
+        starts, row = starts_KCF[k, c], row_KCA[k, c]
+        if sided:
+            last = row0 + n_rows
+            x0, x1, x2 = x_K3B[k, 0, row0:last], x_K3B[k, 1, row0:last], x_K3B[k, 2, row0:last]
+        mark_N[:] = 0
+        n = 0
+        full_KC[k, c] = 0
+        starts[0] = 0
+        for f in range(F):
+            u = u_KFN[k, f, begin : begin + n_rows]
+            if n + chunk + 8 > room:
+                full_KC[k, c] = max(F * chunk * n // (f * chunk + 1), n) + 2 * chunk
+                break
+            if sided:
+                w0, w1, w2 = w_K3F[k, 0, f], w_K3F[k, 1, f], w_K3F[k, 2, f]
+                for j in range(n_rows):
+                    margin = w0 * x0[j] + w1 * x1[j] + w2 * x2[j]
+                    mark_N[j] = f32(u[j]) + margin > f32(0)
+            else:
+                for j in range(n_rows):
+                    mark_N[j] = u[j] > 0
+            for i in range((n_rows + 7) // 8):
+                if eight_N[i] != 0:
+                    for j in range(8 * i, 8 * i + 8):
+                        row[n] = row0 + j
+                        n += mark_N[j]
+            starts[f + 1] = n
+
+
+@loop()
+def values(x_KBD, W_KFD, b_KF, first, starts_KCF, row_KCA, value_KCA, seen_KC, low, high):
+    """x.w + b for each entry of the lists; those that are not above 0 leave."""
+    K, F, D = W_KFD.shape
+    for task in range(low, high):
+        k, c = task % K, first + task // K
+        x_BD, starts = x_KBD[min(k, x_KBD.shape[0] - 1)], starts_KCF[k, c]
+        row, value = row_KCA[k, c], value_KCA[k, c]
+        n = begin = 0
+        seen_KC[k, c] = starts[F]
+        for f in range(F):
+            w, bias, end = W_KFD[k, f], b_KF[k, f], starts[f + 1]
+            for a in range(begin, end):
+                x = x_BD[row[a]]
+                z = f32(0)
+                for d in range(D):
+                    z += x[d] * w[d]
+                z += bias
+                row[n] = row[a]
+                value[n] = z
+                n += z > f32(0)
+            begin = end
+            starts[f + 1] = n
+
+
+@loop()
+def dots(x_ND, W_FD, b_F, starts_F, row_A, z_A, low, high):
+    """x.w + b for one list, of whatever sign."""
+    D = x_ND.shape[1]
+    for f in range(low, high):
+        w, bias = W_FD[f], b_F[f]
+        for a in range(starts_F[f], starts_F[f + 1]):
+            x = x_ND[row_A[a]]
+            z = f32(0)
+            for d in range(D):
+                z += x[d] * w[d]
+            z_A[a] = z + bias
+
+
+@loop()
+def by_feature(f_A, starts_F, place_A):
+    """Where each entry of a list goes that is to be ordered by feature, and nothing else."""
+    F = starts_F.shape[0] - 1
+    starts_F[:] = 0
+    for a in range(f_A.shape[0]):
+        starts_F[f_A[a] + 1] += 1
+    for f in range(F):
+        starts_F[f + 1] += starts_F[f]
+    next_F = starts_F.copy()
+    for a in range(f_A.shape[0]):
+        place_A[a] = next_F[f_A[a]]
+        next_F[f_A[a]] += 1
+
+
+@loop()
+def decode(
+    target_KBD, W_KFD, price_KF, scale, chunk, first, starts_KCF, row_KCA, value_KCA,
+    error_KBD, slope_KCA, sum_KCD, square_KC, low, high,
+):  # fmt: skip
+    """The errors f W - target of some chunks, and dL/df = scale e.w + price of their entries.
+
+    `sum_KCD` and `square_KC` get the errors' sum over the rows, and that of their squares.
+    """
+    K, F, D = W_KFD.shape
+    for task in range(low, high):
+        k, c = task % K, first + task // K
+        error_BD, target_BD = error_KBD[k], target_KBD[k]
+        starts, row = starts_KCF[k, c], row_KCA[k, c]
+        value, slope = value_KCA[k, c], slope_KCA[k, c]
+        last = min(c * chunk + chunk, error_BD.shape[0])
+        for r in range(c * chunk, last):
+            e, t = error_BD[r], target_BD[r]
+            for d in range(D):
+                e[d] = -t[d]
+        for f in range(F):
+            w = W_KFD[k, f]
+            for a in range(starts[f], starts[f + 1]):
+                e, v = error_BD[row[a]], value[a]
+                for d in range(D):
+                    e[d] += v * w[d]
+        for f in range(F):
+            w, price = W_KFD[k, f], price_KF[k, f]
+            for a in range(starts[f], starts[f + 1]):
+                e = error_BD[row[a]]
+                s = f32(0)
+                for d in range(D):
+                    s += e[d] * w[d]
+                slope[a] = scale * s + price
+        sum_D, squares = sum_KCD[k, c], 0.0
+        sum_D[:] = 0
+        for r in range(c * chunk, last):
+            e = error_BD[r]
+            s = f32(0)
+            for d in range(D):
+                s += e[d] * e[d]
+                sum_D[d] += e[d]
+            squares += s
+        square_KC[k, c] = squares
+
+
+@loop()
+def gradients(
+    x_KBD, error_KBD, W_enc_KFD, W_dec_KFD, scale, pull_K, norm_KF, starts_KCF, row_KCA,
+    value_KCA, slope_KCA, d_W_enc_KFD, d_W_dec_KFD, d_b_enc_KF, sum_f_KF, count_KF, moved_KGD,
+    low, high,
+):  # fmt: skip
+    """By feature, sums over its entries, four at a time.
+
+    Args:
+        pull_K: what a decoder row w is pulled by, times the mean of f over the length of w.
+        moved_KGD: gets sums of d_b_enc w over blocks of features: what b_dec does in the input.
+    """
+    _, F, D = W_dec_KFD.shape
+    C, B, per = starts_KCF.shape[1], error_KBD.shape[1], moved_KGD.shape[1]
+    row_A, value_A, slope_A = np.empty(B + 3, np.int32), np.empty(B + 3, f32), np.empty(B + 3, f32)
+    for task in range(low, high):
+        k, block = task // per, task % per
+        moved = moved_KGD[k, block]
+        moved[:] = 0
+        x_BD, error_BD = x_KBD[min(k, x_KBD.shape[0] - 1)], error_KBD[k]
+        for f in range(block * BLOCK, min(F, block * BLOCK + BLOCK)):
+            n, sum_f, sum_slope = 0, f32(0), f32(0)
+            for c in range(C):
+                for a in range(starts_KCF[k, c, f], starts_KCF[k, c, f + 1]):
+                    value, slope = value_KCA[k, c, a], slope_KCA[k, c, a]
+                    row_A[n], value_A[n], slope_A[n] = row_KCA[k, c, a], scale * value, slope
+                    sum_f += value
+                    sum_slope += slope
+                    n += 1
+            sum_f_KF[k, f], d_b_enc_KF[k, f], count_KF[k, f] = sum_f, sum_slope, n
+            for a in range(n, n + 3):  # to a multiple of four, by entries that add nothing
+                row_A[a], value_A[a], slope_A[a] = row_A[0], 0, 0
+            g_enc, g_dec, w = d_W_enc_KFD[k, f], d_W_dec_KFD[k, f], W_dec_KFD[k, f]
+            pull = pull_K[k] * (sum_f / f32(B)) / max(norm_KF[k, f], f32(1e-12))
+            for d in range(D):
+                g_enc[d] = 0
+                g_dec[d] = pull * w[d]
+            for a in range(0, n, 4):
+                r0, r1, r2, r3 = row_A[a], row_A[a + 1], row_A[a + 2], row_A[a + 3]
+                s0, s1, s2, s3 = slope_A[a], slope_A[a + 1], slope_A[a + 2], slope_A[a + 3]
+                v0, v1, v2, v3 = value_A[a], value_A[a + 1], value_A[a + 2], value_A[a + 3]
+                x0, x1, x2, x3 = x_BD[r0], x_BD[r1], x_BD[r2], x_BD[r3]
+                for d in range(D):
+                    g_enc[d] += (s0 * x0[d] + s1 * x1[d]) + (s2 * x2[d] + s3 * x3[d])
+                e0, e1, e2, e3 = error_BD[r0], error_BD[r1], error_BD[r2], error_BD[r3]
+                for d in range(D):
+                    g_dec[d] += (v0 * e0[d] + v1 * e1[d]) + (v2 * e2[d] + v3 * e3[d])
+            w = W_enc_KFD[k, f]
+            for d in range(D):
+                moved[d] += sum_slope * w[d]
+
+
+@loop()
+def squares(slope_GD, W_GD, unit, square_G, low, high):
+    """Of each gradient row, without what would only stretch rows of length 1 if they are `unit`."""
+    D = slope_GD.shape[1]
+    for g in range(low, high):
+        slope = slope_GD[g]
+        along = f32(0)
+        if unit:
+            w = W_GD[g]
+            for d in range(D):
+                along += slope[d] * w[d]
+        s = f32(0)
+        if unit:
+            w = W_GD[g]
+            for d in range(D):
+                left = slope[d] - along * w[d]
+                s += left * left
+        else:
+            for d in range(D):
+                s += slope[d] * slope[d]
+        square_G[g] = s
+
+
+@loop()
+def adam(slope_GD, W_GD, mean_GD, square_GD, factor_K, lr, root, unit, low, high):
+    """Adam's step, betas 0.9 and 0.999, on shortened gradients; `unit` rows stay at length 1.
+
+    Args:
+        factor_K: what each SAE's gradient is multiplied by.
+        lr: the rate over 1 - 0.9^t.
+        root: 1 / sqrt(1 - 0.999^t).
+    """
+    G, D = W_GD.shape
+    for g in range(low, high):
+        factor = factor_K[g * factor_K.shape[0] // G]
+        slope, w, mean, square = slope_GD[g], W_GD[g], mean_GD[g], square_GD[g]
+        along = f32(0)
+        if unit:
+            for d in range(D):
+                along += slope[d] * w[d]
+        for d in range(D):
+            s = (slope[d] - along * w[d]) * factor
+            m = mean[d] + f32(0.1) * (s - mean[d])
+            v = f32(0.999) * square[d] + f32(0.001) * s * s
+            mean[d], square[d] = m, v
+            w[d] -= lr * m / (np.sqrt(v) * root + f32(1e-8))
+        if unit:
+            s = f32(0)
+            for d in range(D):
+                s += w[d] * w[d]
+            s = f32(1) / np.sqrt(s)
+            for d in range(D):
+                w[d] *= s
+
+
+numba.config.CACHE_DIR = _others

@@ -1,0 +1,83 @@
+"""Clipping, Adam and decoder rows of length 1 on a CPU, in two passes over the weights (`loops`).
+
+Shapes: K SAEs side by side, G rows of a parameter of all, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelearn.train.fast.active import loops
+from saelearn.train.update import Adam, rows_of
+
+
+@torch.no_grad()
+def move(
+    slopes: Mapping[Tensor, Tensor | None],
+    optimizer: Adam,
+    *,
+    clip_norm: float,
+    unit: Tensor | None = None,
+    n_saes: int = 1,
+) -> bool:
+    """Move parameters as `update.update_` does, if the loops can: says whether it did.
+
+    Args:
+        slopes: for each parameter its gradient, which is not changed; None moves nothing.
+        unit: the parameter whose rows stay at length 1.
+        n_saes: K; if there are several, each parameter is `[K, ...]`.
+    """
+    compiled = loops()
+    moved = {p: slope for p, slope in slopes.items() if slope is not None}
+    if compiled is None or not all(_fits(p, slope, p is unit) for p, slope in moved.items()):
+        return False
+    rows = {p: (_matrix(slope, p), _matrix(p, p)) for p, slope in moved.items()}
+    factor_K = np.ones(n_saes, np.float32)
+    if clip_norm < np.inf:
+        square_K = np.zeros(n_saes)
+        for p, (slope_GD, W_GD) in rows.items():
+            square_G = np.empty(len(W_GD))
+            compiled.spread(
+                compiled.squares, len(W_GD), W_GD.size, slope_GD, W_GD, p is unit, square_G
+            )
+            square_K += square_G.reshape(n_saes, -1).sum(1)
+        factor_K = np.minimum(1, clip_norm / (np.sqrt(square_K) + 1e-6)).astype(np.float32)
+    for p, (slope_GD, W_GD) in rows.items():
+        state = optimizer.state_of(p)
+        state["step"] += 1
+        t = float(state["step"])
+        lr = np.float32(optimizer.lr * optimizer.factor_of(p) / (1 - 0.9**t))
+        root = np.float32(1 / np.sqrt(1 - 0.999**t))
+        moments = (_matrix(state[name], p) for name in ("exp_avg", "exp_avg_sq"))
+        compiled.spread(
+            compiled.adam,
+            len(W_GD),
+            4 * W_GD.size,
+            slope_GD,
+            W_GD,
+            *moments,
+            factor_K,
+            lr,
+            root,
+            p is unit,
+        )
+    return True
+
+
+def _fits(parameter: Tensor, slope: Tensor, is_unit: bool) -> bool:
+    at_hand = all(
+        t.device.type == "cpu"
+        and t.dtype == torch.float32
+        and rows_of(t, parameter).is_contiguous()
+        for t in (parameter, slope)
+    )
+    return at_hand and (not is_unit or parameter.is_contiguous())
+
+
+def _matrix(tensor: Tensor, parameter: Tensor) -> np.ndarray:
+    rows = rows_of(tensor.detach(), parameter)
+    return rows.reshape(-1, rows.shape[-1]).numpy()
