@@ -162,7 +162,7 @@ RIGHT = [
     (check.shapes, (SHAPES,)),
     (check.shapes, (COMPUTED,)),
     (check.shapes, ({name: torch.tensor(shape) for name, shape in SHAPES.items()},)),
-    (check.shapes, ({name: (float(n) for n in shape) for name, shape in SHAPES.items()},)),
+    (check.shapes, ({name: [float(n) for n in shape] for name, shape in SHAPES.items()},)),
 ]
 
 WRONG = [
@@ -204,8 +204,8 @@ WRONG = [
     (check.share, (lambda ts, p: share(ts, "golden retriever"),), "counts no text"),
     (check.share, (lambda ts, p: share([t[:20] for t in ts], p),), "it should be"),
     (check.share, (lambda ts, p: float("nan"),), "count the texts"),
-    (check.share, (share_that_empties,), "list of texts was changed"),
-    (check.share, (share_that_sorts,), "list of texts was changed"),
+    (check.share, (share_that_empties,), "changes the list of texts"),
+    (check.share, (share_that_sorts,), "changes the list of texts"),
     (check.share, (share_by_pattern,), "it should be"),
     (check.extra_minutes, (36 + 20 + 5,), "that term is subtracted"),
     (check.extra_minutes, (36 - 2000 + 5,), "hundreds of metres"),
