@@ -10,7 +10,6 @@ import torch
 
 from saelearn import activations, features, steer, tiny
 from saelearn.errors import Refusal
-from saelearn.sae import SAE
 from saelearn.tiny import console
 from saelearn.tiny.console import Console
 
@@ -68,21 +67,32 @@ def test_a_planted_direction_is_chosen_among_random_ones(lm, tokens_NT):
     x_ND = activations.collect(lm, held.tokens_NT, tiny.SITE).x_ND
     labels_NC, _ = held.flat()
     about_N = labels_NC[:, held.names.index("about:golden_retriever")]
-    sae = SAE(128, 24, seed=3).requires_grad_(False)
-    sae.W_dec[:] = features.random_directions(24, 128, seed=9)
-    sae.W_dec[17] = 0.01 * steer.difference_of_means(x_ND, about_N)
+    row_FD = features.random_directions(24, 128, seed=9)
+    row_FD[17] = 0.01 * steer.difference_of_means(x_ND, about_N)
     unit = steer.typical_norm(x_ND)
-    chosen = console.choose_writer(lm, sae, tokens_NT, unit=unit, name="golden_retriever")
+    chosen = console.choose_writer(lm, row_FD, tokens_NT, unit=unit, name="golden_retriever")
     assert chosen == 17
 
 
+def test_the_luckiest_is_the_best_of_its_random_rivals(the_console):
+    rivals_FD = features.random_directions(6, 128, seed=6)
+    lucky_D = the_console.luckiest(6, seed=6)
+    assert (rivals_FD == lucky_D).all(1).sum() == 1
+
+    def score(direction_D):
+        written = the_console.write(direction_D, 1.0, n=32, seed=0)
+        return written.rate * written.validity
+
+    assert score(lucky_D) == max(map(score, rivals_FD)) > 0
+
+
 def test_the_effect_of_each_row_is_that_of_one_push(lm, tokens_NT):
-    sae = SAE(128, 300, seed=3).requires_grad_(False)
+    row_FD = 3 * features.random_directions(300, 128, seed=3)
     prompt_T = tokens_NT[4, :7]
-    effect_F = console._effect_on(lm, sae, 20, prompt_T, 30.0)
+    effect_F = console._effect_on(lm, row_FD, 20, prompt_T, 30.0)
     assert effect_F.shape == (300,)
     for feature in (0, 255, 256, 299):
-        edit = steer.add(sae.W_dec[feature], 30.0, positions=range(6, 7))
+        edit = steer.add(row_FD[feature], 30.0, positions=range(6, 7))
         pushed_V, plain_V = (
             lm.logits(prompt_T[None], edits)[0, -1].log_softmax(-1)
             for edits in ({tiny.SITE: edit}, {})

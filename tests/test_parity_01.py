@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from saelearn import metrics, sae, toy, train
+from saelearn.exercises import lesson01 as check
 from saelearn.toy import linear
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "01_autoencoders.ipynb"
@@ -20,7 +21,8 @@ HOUSE = toy.PlantedFeatures.make(n_features=200, d_in=100, p=20 / 200)
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
     """The lesson's functions, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch, "sae": sae, "metrics": metrics, "house": HOUSE}
+    names: dict[str, Any] = {"torch": torch, "sae": sae, "metrics": metrics}
+    names |= {"house": HOUSE, "train": train, "fresh_NG": torch.ones(1, 1)}
     for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             body = ast.parse("".join(cell["source"])).body
@@ -113,3 +115,23 @@ def test_the_sparse_loop_ends_near_the_librarys(lesson):
         found = metrics.recovery(model.W_dec.detach(), HOUSE.directions_GD).n_recovered
         assert found > 170
         assert metrics.l0(model.encode(x_ND)) == pytest.approx(20.5, abs=2.5)
+
+
+def test_what_stands_in_for_an_open_exercise_does_the_same(lesson, x_ND, model):
+    h_NH = check.encoded(x_ND, model.W_enc, model.mean)
+    torch.testing.assert_close(h_NH, lesson["encode"](x_ND, model.W_enc, model.mean))
+    x_hat_ND = lesson["decode"](h_NH, model.W_dec, model.mean)
+    torch.testing.assert_close(check.decoded(h_NH, model.W_dec, model.mean), x_hat_ND)
+    mine, theirs = ([w.clone().requires_grad_() for w in (model.W_enc, model.W_dec)] for _ in "ab")
+    value = lesson["one_step"](x_ND, *mine, 0.01)
+    assert check.stepped(x_ND, *theirs, 0.01) == pytest.approx(float(value.detach()), rel=1e-5)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    M_HH = torch.eye(50) + torch.ones(50, 50)
+    weights = model.W_enc, model.W_dec, M_HH
+    torch.testing.assert_close(check.remixed(*weights), lesson["mixed"](*weights))
+    torch.testing.assert_close(check.copying_machine(5), lesson["machine"](5))
+    readings_ND, truth_GD = check.house(10, 6, 1, 2.0, seed=3)
+    torch.testing.assert_close(
+        check.find_happenings(readings_ND, 10), lesson["find"](readings_ND, 10)
+    )
+    assert check.found(lesson["find"](readings_ND, 10), truth_GD) > 7

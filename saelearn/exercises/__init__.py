@@ -223,8 +223,13 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def need_shape(value: Any, shape: tuple[int, ...], name: str, hint: str = "") -> Tensor:
-    """The answer as a tensor of `shape`, or a `Mistake` that names both shapes."""
+    """The answer as a tensor of `shape`, or a `Mistake` that names both shapes.
+
+    Where one number is asked for, `[3.0]` is one.
+    """
     tensor = as_tensor(value, name)
+    if shape == () and tuple(tensor.shape) == (1,):
+        tensor = tensor[0]
     if tuple(tensor.shape) != shape:
         message = f"{name} has shape {tuple(tensor.shape)}, but it should be {shape}. {hint}"
         raise Mistake(message.strip())

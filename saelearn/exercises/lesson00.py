@@ -5,7 +5,7 @@ Every target is computed here, from the questions' own words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import islice
 from typing import Any
 
@@ -53,6 +53,8 @@ def _unquoted(answer: Any) -> Any:
     """The answer, or a `Mistake` in words that a beginner knows if it is a string."""
     if isinstance(answer, str):
         raise Mistake(f"a number is asked for, without quotes; this is the string {answer!r}")
+    if isinstance(answer, bool):
+        raise Mistake(f"a number is asked for, not yes or no; this is {answer}")
     return answer
 
 
@@ -83,9 +85,6 @@ def share(function: Callable) -> None:
         some = sum(any(word in text for word in words) for text in texts) / len(texts)
         every = sum(all(word in text for word in words) for text in texts) / len(texts)
         count = sum(text.count(phrase) for text in texts)
-        got = need_shape(
-            call(function, list(texts), phrase), (), "the share", "One number for all the texts."
-        )
         wrong = {
             "that is how many texts; the share is that number over len(texts)": sum(found),
             "you count every mention; a text that says it twice is still one text": count,
@@ -102,7 +101,47 @@ def share(function: Callable) -> None:
             "divide by the number of texts given, len(texts), not always by 32": sum(found) / 32,
             "do not round: the share itself is asked for": round(sum(found) / len(texts), 2),
         }
-        diagnose(got, sum(found) / len(texts), wrong, "count the texts with the phrase in them")
+        right = sum(found) / len(texts)
+        diagnose(_share_of(function, texts, phrase), right, wrong, _differs(texts, phrase, right))
+    for seed in (1, 2):
+        texts, phrase = _drawn(seed)
+        right = sum(phrase in text for text in texts) / len(texts)
+        diagnose(_share_of(function, texts, phrase), right, {}, _differs(texts, phrase, right))
+
+
+def _drawn(seed: int) -> tuple[tuple[str, ...], str]:
+    """Texts of a few signs, such as programs have, and two that stand side by side in some."""
+    draw = torch.Generator().manual_seed(seed)
+    signs = ("x", "(", "y", "*", "+", ")")
+    n_texts, longest = 5 + 8 * seed, 9
+
+    def some(n: int) -> str:
+        return " ".join(signs[i] for i in torch.randint(len(signs), (n,), generator=draw).tolist())
+
+    phrase = some(2)
+    return (*(some(longest) for _ in range(n_texts)), f"{phrase} {phrase}", some(1)), phrase
+
+
+def _share_of(function: Callable, texts: Sequence[str], phrase: str) -> Tensor:
+    try:
+        got = call(function, tuple(texts), phrase)  # a tuple: in grading, lists do not come back
+    except Exception as error:
+        if "tuple" not in str(error):
+            raise
+        raise Mistake("it changes the list of texts, which whoever calls `share` needs") from None
+    return need_shape(got, (), "the share", "One number for all the texts.")
+
+
+def _differs(texts: Sequence[str], phrase: str, right: float) -> str:
+    return (
+        f"it should be {right:.4g} for {phrase!r} in {len(texts)} texts, of which the first is "
+        f"{texts[0]!r}: count the texts with the phrase in them, and divide"
+    )
+
+
+def share_of_texts(texts: Sequence[str], phrase: str) -> float:
+    """What the lesson goes on with while exercise 0.2 is open."""
+    return sum(phrase in text for text in texts) / len(texts)
 
 
 @exercise(
@@ -129,8 +168,9 @@ def extra_minutes(minutes: Any) -> None:
 
 
 def _bent(x_ND: Tensor) -> Tensor:
-    """A function that no straight line fits, so that shortcuts give something else."""
-    return x_ND[:, 0] * x_ND[:, 1] + 3 * x_ND[:, 2] ** 2
+    """A function that no straight line fits in any column, so that shortcuts give another value."""
+    columns = range(x_ND.shape[1])
+    return sum(x_ND[:, j] * x_ND[:, j - 1] + (j + 1) * x_ND[:, j] ** 2 for j in columns)
 
 
 @exercise(
@@ -139,9 +179,9 @@ def _bent(x_ND: Tensor) -> Tensor:
 )
 def nudge(function: Callable) -> None:
     """`nudge(predict, x_ND, column)`: mean change of the prediction if a column grows by 1."""
-    x_ND = torch.randn(40, 3, generator=torch.Generator().manual_seed(5)) + 1
-    for column in (0, 2):
-        given_ND, step_D = x_ND.clone(), torch.zeros(3)
+    for N, D, column in ((40, 3, 0), (40, 3, 2), (23, 5, 3)):
+        x_ND = torch.randn(N, D, generator=torch.Generator().manual_seed(5 + N)) + 1
+        given_ND, step_D = x_ND.clone(), torch.zeros(D)
         step_D[column] = 1.0
         before_N, after_N = _bent(x_ND), _bent(x_ND + step_D)
         got = need_shape(
@@ -152,15 +192,16 @@ def nudge(function: Callable) -> None:
         )
         if not torch.equal(given_ND, x_ND):
             raise Mistake("x itself was changed: work on a copy, x_ND.clone()")
+        right = (after_N - before_N).mean()
         wrong = {
-            "backwards: after less before": (before_N - after_N).mean(),
+            "backwards: after less before": -right,
             "that is the mean prediction after the nudge: subtract the one before": after_N.mean(),
             "the sum over rows; take the mean": (after_N - before_N).sum(),
             "every column was raised; raise only the one that is asked for": (
                 _bent(x_ND + 1) - before_N
             ).mean(),
             "a row was raised, not a column: x_ND[:, column]": (
-                _bent(x_ND + (torch.arange(40) == column)[:, None].float()) - before_N
+                _bent(x_ND + (torch.arange(N) == column)[:, None].float()) - before_N
             ).mean(),
             "the column was set to 1, not raised by 1": (
                 _bent(torch.where(step_D > 0, 1.0, x_ND)) - before_N
@@ -174,10 +215,28 @@ def nudge(function: Callable) -> None:
             "raised by the column's spread, not by 1": (
                 _bent(x_ND + x_ND.std(0) * step_D) - before_N
             ).mean(),
+            "that is the slope where the rows are; what is asked for is a whole step of 1": (
+                _slope_ND(x_ND)[:, column].mean()
+            ),
             "nothing has changed: predict once more, on the copy": 0.0,
         }
-        otherwise = "compare with the mean of predict(x with the column + 1) - predict(x)"
-        diagnose(got, (after_N - before_N).mean(), wrong, otherwise, rtol=1e-4, atol=1e-5)
+        otherwise = (
+            f"it should be {right:.4g} for column {column} of {D}, and it is {got:.4g}: compare "
+            "with the mean of predict(x with the column + 1) - predict(x)"
+        )
+        diagnose(got, right, wrong, otherwise, rtol=1e-4, atol=1e-5)
+
+
+def _slope_ND(x_ND: Tensor) -> Tensor:
+    x_ND = x_ND.clone().requires_grad_()
+    return torch.autograd.grad(_bent(x_ND).sum(), x_ND)[0]
+
+
+def mean_change(predict: Callable, x_ND: Tensor, column: int) -> Tensor:
+    """What the lesson goes on with while exercise 0.4 is open."""
+    moved_ND = x_ND.clone()
+    moved_ND[:, column] += 1
+    return (predict(moved_ND) - predict(x_ND)).mean()
 
 
 _SHAPES: dict[str, tuple[tuple[int, ...], dict[tuple[int, ...], str]]] = {
@@ -239,9 +298,18 @@ def _judge_shape(name: str, given: Any) -> None:
     if given is ... or given is None:
         raise Mistake(f"{name}: no answer yet (the others may be right)")
     try:
-        shape = tuple(int(size) for size in islice(given, 9))  # islice: it may have no end
+        if isinstance(given, str | bytes | Mapping | Set):
+            raise TypeError  # "24" has no sizes, {2, 4} no order
+        shape = tuple(_size(size) for size in islice(given, 9))  # islice: it may have no end
     except Exception:
-        raise Mistake(f"{name}: a tuple of numbers is asked for, such as (3, 7)") from None
+        raise Mistake(f"{name}: a tuple of whole numbers is asked for, such as (3, 7)") from None
     if shape != right:
         otherwise = "write the letters first, then put the sizes in their places"
         raise Mistake(f"{name}: not {shape}: {hints.get(shape, otherwise)}")
+
+
+def _size(value: Any) -> int:
+    """A whole number, be it a float or a tensor; 2.9 is none, nor is "2"."""
+    if isinstance(value, str | bytes | bool) or int(value) != value:
+        raise ValueError
+    return int(value)

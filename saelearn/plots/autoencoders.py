@@ -174,6 +174,37 @@ def _images(panels: Mapping[str, ArrayLike], across: str, down: str, what: str) 
 
 
 @literal
+def best_cosines(ways: Mapping[str, ArrayLike], *, accent: str, threshold: float) -> Figure:
+    """For each way of finding directions, the best cosine of each truth, largest first.
+
+    Args:
+        ways: name -> one cosine for each true direction.
+        accent: the way drawn in the features' colour; others are controls.
+        threshold: from where on a direction counts as found.
+    """
+    fig, ax = plt.subplots(figsize=(7.2, 3.3))
+    ax.axhline(threshold, color=DATA, lw=1, linestyle="--")
+    falling = {name: np.sort(np.asarray(cosine_G))[::-1] for name, cosine_G in ways.items()}
+    labels = _apart({name: float(cosine_G[-1]) for name, cosine_G in falling.items()}, 0.07)
+    for name, cosine_G in falling.items():
+        colour = FEATURE if name == accent else CONTROL
+        ax.plot(np.arange(1, len(cosine_G) + 1), cosine_G, color=colour)
+        ax.text(len(cosine_G) + 0.6, labels[name], name, color=colour, va="center")
+    longest = max(map(len, falling.values()))
+    ax.set(xlabel="happening, best found first", ylabel="cosine of the nearest row")
+    ax.set(xlim=(0, 1.14 * longest), ylim=(0, 1.05))
+    return fig
+
+
+def _apart(heights: dict[str, float], least: float) -> dict[str, float]:
+    """The same heights, from above, each moved down to be `least` below the one before it."""
+    placed: dict[str, float] = {}
+    for name, y in sorted(heights.items(), key=lambda item: -item[1]):
+        placed[name] = min([y, *(above - least for above in placed.values())])
+    return placed
+
+
+@literal
 def codes(panels: Mapping[str, tuple[ArrayLike, str]]) -> Figure:
     """One row's code in each autoencoder, as bars: title -> (values, colour)."""
     fig, axes = plt.subplots(len(panels), 1, figsize=(7.4, 1.35 * len(panels) + 0.3))

@@ -38,7 +38,7 @@ def dose(
         ax.set(title=title, xlabel="strength of the push (typical lengths)", ylim=(-0.04, 1.06))
     axes[0].set_ylabel("share (0 to 1)")
     ends = {name: (strengths[-1], found["rate"][-1]) for name, found in measured.items()}
-    for (name, (x, y)), colour in zip(ends.items(), (STEERED, CONTROL), strict=True):
+    for (name, (x, y)), colour in zip(ends.items(), (DATA, CONTROL), strict=True):
         where = {"xytext": (0, -8 if y > 0.5 else 7), "textcoords": "offset points"}
         level = "top" if y > 0.5 else "bottom"
         axes[0].annotate(name, (x, y), ha="right", va=level, color=colour, **where)
@@ -61,8 +61,8 @@ def two_roads() -> Figure:
         ax.axis("off")
     left, right = axes
     left.text(0.5, 0.49, "?", color="white", fontsize=26, ha="center", va="center")
-    left.text(0.06, 0.3, "nudge it", color=STEERED, ha="right", va="center", fontsize=9)
-    left.text(0.95, 0.3, "what moves?", color=STEERED, ha="left", va="center", fontsize=9)
+    left.text(0.06, 0.3, "nudge it", color=DATA, ha="right", va="center", fontsize=9)
+    left.text(0.95, 0.3, "what moves?", color=DATA, ha="left", va="center", fontsize=9)
     rows = (("a dog", 0.68), ("a quote begins", 0.5), ("Korean", 0.32))
     for text, y in rows:
         right.text(0.5, y, text, color=FEATURE, ha="center", va="center", fontsize=9)
@@ -101,6 +101,32 @@ def weights(
 
 
 @literal
+def longer_walks(
+    km_N: ArrayLike, rule_N: ArrayLike, minutes_MN: ArrayLike, *, seen: tuple[float, float]
+) -> Figure:
+    """What several models say of longer and longer walks, beside the rule.
+
+    Args:
+        km_N: lengths of the walks.
+        rule_N: minutes by the rule.
+        minutes_MN: minutes that each model says.
+        seen: from where to where the lengths went that the models learned from.
+    """
+    km_N, rule_N, minutes_MN = map(np.asarray, (km_N, rule_N, minutes_MN))
+    fig, ax = plt.subplots(figsize=(7.2, 3.2))
+    ax.axvspan(*seen, color="0.92", lw=0)
+    ax.plot(km_N, rule_N, "--", color=DATA)
+    ax.plot(km_N, minutes_MN.T, color=RECONSTRUCTION, lw=1)
+    ax.text(sum(seen) / 2, rule_N[-1], "learned from", ha="center", va="top", color=DATA)
+    middle = len(km_N) // 2
+    ax.text(km_N[middle], rule_N[middle] + 20, "the rule", ha="right", color=DATA)
+    below = minutes_MN[:, middle].min() - 25
+    ax.text(km_N[middle], below, f"{len(minutes_MN)} networks", va="top", color=RECONSTRUCTION)
+    ax.set(xlabel="length of the walk (km)", ylabel="minutes")
+    return fig
+
+
+@literal
 def tensor(sizes: Mapping[str, int]) -> Figure:
     """A tensor with three named dimensions as sheets of squares, a slice of it in colour."""
     (b, n_b), (t, n_t), (d, n_d) = sizes.items()
@@ -115,7 +141,7 @@ def tensor(sizes: Mapping[str, int]) -> Figure:
     ax.text(-0.3, n_t / 2, f"{t} = {n_t} words", ha="right", va="center")
     right = n_d + _BEHIND * (n_b - 1) + 0.4
     ax.text(right, n_t, f"{b} = {n_b} texts, one behind the other", ha="left", va="center")
-    ax.text(right, 0.5, f"x_{b}{t}{d}[0, -1]", color=STEERED, va="center")
+    ax.text(right, 0.5, f"x_{b}{t}{d}[0, -1]", color=DATA, va="center")
     ax.plot([n_d + 0.05, right - 0.1], [0.5, 0.5], color=STEERED, lw=1, zorder=n_b + 1)
     ax.set(xlim=(-3.4, n_d + 8.6), ylim=(-1.1, n_t + 0.9), aspect="equal")
     ax.axis("off")

@@ -17,7 +17,6 @@ from torch import Tensor
 from saelearn import activations, features, steer
 from saelearn.errors import Refusal, check_range
 from saelearn.lm import LM
-from saelearn.sae import SAE
 from saelearn.tiny import shipped
 
 PUSHED = 8  # words at which is pushed: the text then goes on by itself
@@ -61,29 +60,42 @@ class Console:
         lm, sae = shipped.load_lm(), shipped.load_sae()
         tokens_NT = shipped.held_out(200).tokens_NT
         unit = steer.typical_norm(activations.collect(lm, tokens_NT[:60], shipped.SITE).x_ND)
-        direction_D = sae.W_dec[choose_writer(lm, sae, tokens_NT, unit=unit, name=name)].detach()
+        row_FD = sae.W_dec.detach()
+        direction_D = row_FD[choose_writer(lm, row_FD, tokens_NT, unit=unit, name=name)]
         control_D = features.random_directions(1, sae.d_in, seed=control_seed)[0]
         directions = {name.replace("_", " "): direction_D, "random direction": control_D}
         return cls(lm, name, directions, unit, tokens_NT[0, :1])
 
-    def write(self, title: str, strength: float, *, n: int = 32, seed: int = 1) -> Written:
+    def write(self, title: str | Tensor, strength: float, *, n: int = 32, seed: int = 1) -> Written:
         """`n` texts pushed along one of the directions.
 
         Args:
+            title: of the direction, or another direction `[D]`, whose length does not matter.
             strength: length of the push in typical norms; 0 writes what the model itself would.
             seed: of the draws; the same one at another strength changes as little as can be.
         """
         check_range(strength, "strength", 0.0)
-        if title not in self.directions:
+        direction_D = title if isinstance(title, Tensor) else self.directions.get(title)
+        if direction_D is None:
             raise Refusal(f"one of {', '.join(map(repr, self.directions))}", repr(title))
         push = {"unit": self.unit, "n": n, "seed": seed}
-        tokens_NT = _texts(self.lm, self.directions[title], strength, self.prompt_T, **push)
+        tokens_NT = _texts(self.lm, direction_D, strength, self.prompt_T, **push)
         start = len(self.prompt_T)
         return Written(
             [self.lm.text(row_T[start:]) for row_T in tokens_NT],
             shipped.mentions(tokens_NT, self.name).tolist(),
             shipped.validity(tokens_NT),
         )
+
+    def luckiest(self, n_candidates: int = shipped.D_SAE, *, seed: int = 0) -> Tensor:
+        """The best of random directions `[D]`, chosen as `load` chooses among the SAE's.
+
+        What choosing does by itself: a direction that was picked needs rivals that were, too.
+        """
+        (width,) = next(iter(self.directions.values())).shape
+        row_FD = features.random_directions(n_candidates, width, seed=seed)
+        tokens_NT, how = shipped.held_out(200).tokens_NT, {"unit": self.unit, "name": self.name}
+        return row_FD[choose_writer(self.lm, row_FD, tokens_NT, **how)]
 
     def dose(
         self, strengths: Sequence[float], *, n: int = 48, n_controls: int = 4, seed: int = 2
@@ -137,14 +149,15 @@ def _texts(
 
 @torch.no_grad()
 def choose_writer(
-    lm: LM, sae: SAE, tokens_NT: Tensor, *, unit: float, name: str, shortlist: int = 6
+    lm: LM, row_FD: Tensor, tokens_NT: Tensor, *, unit: float, name: str, shortlist: int = 6
 ) -> int:
-    """The feature whose push brings a thing in and leaves the text well formed.
+    """The row whose push brings a thing in and leaves the text well formed.
 
-    Two rounds: the features that raise the thing's first word most where it could come, then for
+    Two rounds: the rows that raise the thing's first word most where it could come, then for
     each of those the texts it writes, by rate of mentions times validity.
 
     Args:
+        row_FD: the candidates, such as the decoder rows of an SAE.
         tokens_NT: text in which the thing occurs; the places before it are where it could come.
         unit: length of the push, the site's `steer.typical_norm`.
         name: a key of `shipped.MENTIONS`.
@@ -152,10 +165,10 @@ def choose_writer(
     vocabulary = lm.tokenizer.get_vocab()
     phrase = [vocabulary[word] for word in shipped.MENTIONS[name][0].split()]
     prompts = _places_before(tokens_NT, phrase)
-    effects_PF = torch.stack([_effect_on(lm, sae, phrase[0], p_T, unit) for p_T in prompts])
+    effects_PF = torch.stack([_effect_on(lm, row_FD, phrase[0], p_T, unit) for p_T in prompts])
 
-    def score(feature: int) -> float:
-        direction_D, start_T = sae.W_dec[feature], tokens_NT[0, :1]
+    def score(row: int) -> float:
+        direction_D, start_T = row_FD[row], tokens_NT[0, :1]
         texts_NT = _texts(lm, direction_D, 1.0, start_T, unit=unit, n=32, seed=0)
         return shipped.mention_rate(texts_NT, name) * shipped.validity(texts_NT)
 
@@ -173,12 +186,12 @@ def _places_before(tokens_NT: Tensor, phrase: Sequence[int], most: int = 2) -> l
     return found
 
 
-def _effect_on(lm: LM, sae: SAE, word: int, prompt_T: Tensor, unit: float) -> Tensor:
-    """Change of a next word's log-probability by a push along each feature's row, `[F]`, nats."""
-    last, row_FD = len(prompt_T) - 1, sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)
+def _effect_on(lm: LM, row_FD: Tensor, word: int, prompt_T: Tensor, unit: float) -> Tensor:
+    """Change of a next word's log-probability by a push along each row, `[F]`, in nats."""
+    last, unit_FD = len(prompt_T) - 1, row_FD / row_FD.norm(dim=1, keepdim=True)
     before = lm.logits(prompt_T[None])[0, -1].log_softmax(-1)[word]
     after = []
-    for row_BD in row_FD.split(256):
+    for row_BD in unit_FD.split(256):
 
         def edit(x_BTD: Tensor, positions_T: Tensor, row_BD: Tensor = row_BD) -> Tensor:
             return x_BTD + (positions_T == last)[:, None] * unit * row_BD[:, None].to(x_BTD)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from every_lesson import *  # noqa: F403
 
-from saelearn import exercises
+from saelearn import exercises, sae, train
 from saelearn.exercises import lesson01 as check
+from saelearn.toy import linear, sparse_coding
 
 
 def encode(x, W, mean):
@@ -19,12 +20,40 @@ def encode_with_numpy(x, W, mean):
     return np.einsum("bd,dh->bh", x.numpy(), W.numpy()) - mean.numpy() @ W.numpy()
 
 
+def encode_by_rows(x, W, mean):
+    return torch.stack([sum(v * w for v, w in zip(row - mean, W, strict=True)) for row in x])
+
+
+def encode_as_sum(x, W, mean):
+    return torch.einsum("bd,dh->bh", x, W) - mean @ W
+
+
+def encode_in_place(x, W, mean):
+    x -= mean
+    return x @ W
+
+
+def encode_and_scale(x, W, mean):
+    with torch.no_grad():
+        W /= W.norm(dim=0)
+    return (x - mean) @ W
+
+
+@torch.no_grad()
+def encode_without_gradient(x, W, mean):
+    return (x - mean) @ W
+
+
 def decode(h, W, mean):
     return h @ W + mean
 
 
 def decode_as_linear(h, W, mean):
     return torch.nn.functional.linear(h, W.T, mean)
+
+
+def decode_with_addmm(h, W, mean):
+    return torch.addmm(mean, h, W)
 
 
 def loss(x, x_hat):
@@ -37,6 +66,11 @@ def loss_by_rows(x, x_hat):
 
 def loss_from_mse(x, x_hat):
     return torch.nn.functional.mse_loss(x, x_hat) * x.shape[1]
+
+
+def loss_in_place(x, x_hat):
+    x -= x_hat
+    return x.square().sum(1).mean()
 
 
 def step(x, W_enc, W_dec, lr):
@@ -74,6 +108,30 @@ def step_on_data(x, W_enc, W_dec, lr):
     grads = torch.autograd.grad(value, (W_enc, W_dec))
     for W, grad in zip((W_enc, W_dec), grads, strict=True):
         W.data -= lr * grad
+    return value
+
+
+def step_after_centring_in_place(x, W_enc, W_dec, lr):
+    x -= x.mean(0)
+    return step(x, W_enc, W_dec, lr)
+
+
+def step_one_after_the_other(x, W_enc, W_dec, lr):
+    """The second matrix is moved by the gradient after the first has moved."""
+    for W in (W_enc, W_dec):
+        value = loss(x, x @ W_enc @ W_dec)
+        (slope,) = torch.autograd.grad(value, W)
+        W.data -= lr * slope
+    return value
+
+
+def step_at_one_rate(x, W_enc, W_dec, lr):
+    return step(x, W_enc, W_dec, 0.02)
+
+
+def step_that_ends_learning(x, W_enc, W_dec, lr):
+    value = step_by_hand(x, W_enc, W_dec, lr)
+    W_enc.requires_grad_(False)
     return value
 
 
@@ -144,6 +202,17 @@ def mixed_by_least_squares(W_enc, W_dec, M):
     return new_enc, torch.linalg.pinv(new_enc) @ (W_enc @ W_dec)
 
 
+def mixed_in_place(W_enc, W_dec, M):
+    W_dec.copy_(torch.linalg.inv(M) @ W_dec)
+    return W_enc @ M, W_dec
+
+
+def mixed_by_heart(W_enc, W_dec, M):
+    """Mixes, but always in the same way."""
+    M = torch.eye(len(M)).flip(0) + 0.5 * torch.eye(len(M))
+    return W_enc @ M, torch.linalg.inv(M) @ W_dec
+
+
 def machine(d):
     eye = torch.eye(d)
     return torch.cat([eye, -eye], dim=1), torch.cat([eye, -eye])
@@ -168,10 +237,50 @@ def machine_with_numpy(d):
     return np.hstack([np.eye(d), -np.eye(d)]), np.vstack([np.eye(d), -np.eye(d)])
 
 
+def find_by_hand(x_ND, n, steps=700, price=0.4):
+    """The lesson's own loop."""
+    x_ND = x_ND / (x_ND - x_ND.mean(0)).square().sum(1).mean().sqrt()
+    model = sae.SAE(x_ND.shape[1], 2 * n, decoder_init_norm=1.0, seed=0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        x_BD = x_ND[torch.randint(len(x_ND), (256,), generator=draw)]
+        x_hat_BD, f_BF = model(x_BD)
+        optimizer.zero_grad()
+        (loss(x_BD, x_hat_BD) + price * f_BF.sum(1).mean()).backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.W_dec /= model.W_dec.norm(dim=1, keepdim=True)
+    return model.W_dec
+
+
+def find_by_dictionary(x_ND, n):
+    """Without an encoder, as numpy, with lengths and signs of its own."""
+    size = (x_ND - x_ND.mean(0)).square().sum(1).mean().sqrt()
+    batches = sparse_coding.random_batches(x_ND / size, 256)
+    atoms = sparse_coding.learn_dictionary(batches, 2 * n, 0.2, steps=200, nonnegative=True).W_dec
+    return -3 * atoms.numpy()[::-1]
+
+
+def find_at_one_price(x_ND, n):
+    """The price is right for the first house alone."""
+    how = {"steps": 500, "batch_size": 256, "lr": 1e-2, "decoder_norm": "unit_norm"}
+    how |= {"normalize": False, "progress": False}
+    return train.train(x_ND, 2 * n, l1_coefficient=0.3, **how).sae.W_dec
+
+
+def find_in_place(x_ND, n):
+    x_ND -= x_ND.mean(0)
+    return x_ND[:n]
+
+
 EYE = torch.eye
 RIGHT = [
     (check.encode_decode, (encode, decode)),
-    (check.encode_decode, (encode_with_numpy, decode_as_linear)),
+    (check.encode_decode, (encode_by_rows, decode_as_linear)),
+    (check.encode_decode, (encode_as_sum, decode_with_addmm)),
     (check.loss, (loss,)),
     (check.loss, (loss_by_rows,)),
     (check.loss, (loss_from_mse,)),
@@ -186,6 +295,9 @@ RIGHT = [
     (check.copier, (machine_in_pairs,)),
     (check.copier, (machine_turned,)),
     (check.copier, (machine_with_numpy,)),
+    (check.search, (check.find_happenings,)),
+    (check.search, (find_by_hand,)),
+    (check.search, (find_by_dictionary,)),
 ]
 
 WRONG = [
@@ -195,6 +307,15 @@ WRONG = [
     (check.encode_decode, (lambda x, W, m: (x - x.mean(0)) @ W, decode), "handed in"),
     (check.encode_decode, (lambda x, W, m: (x - m) @ W.T, decode), "raised RuntimeError"),
     (check.encode_decode, (lambda x, W, m: x - m, decode), "shape (6, 5)"),
+    (check.encode_decode, (encode_with_numpy, decode), "use torch throughout"),
+    (check.encode_decode, (lambda x, W, m: encode(x, W, m).detach(), decode), "no gradient"),
+    (check.encode_decode, (encode_without_gradient, decode), "no gradient"),
+    (check.encode_decode, (encode_in_place, decode), "x_BD itself is overwritten"),
+    (check.encode_decode, (encode_and_scale, decode), "W_enc_DH itself is overwritten"),
+    (check.encode_decode, (lambda x, W, m: encode(x, W, m) * float("nan"), decode), "numbers"),
+    (check.encode_decode, (lambda x, W, m: torch.ones(6, 3), decode), "the numbers are not"),
+    (check.encode_decode, (encode, lambda h, W, m: decode(h, W, m).relu()), "no ReLU"),
+    (check.encode_decode, (encode, lambda h, W, m: decode(h, W, m).detach()), "no gradient"),
     (check.encode_decode, (encode, lambda h, W, m: h @ W), "has to come back"),
     (check.encode_decode, (encode, lambda h, W, m: h @ W - m), "mean is added"),
     (check.encode_decode, (encode, lambda h, W, m: 2 * h @ W + m), "h times W_dec"),
@@ -207,6 +328,12 @@ WRONG = [
     (check.loss, (lambda x, y: (x - y).square().sum(1),), "shape (7,)"),
     (check.loss, (lambda x, y: (x - y).square().sum(1),), "mean over the rows comes last"),
     (check.loss, (lambda x, y: loss(x, y).sqrt(),), "no root at the end"),
+    (check.loss, (lambda x, y: (x - y).square().sum() / 7,), "it should be"),
+    (check.loss, (lambda x, y: (x - y).square().mean() * 4,), "it should be"),
+    (check.loss, (lambda x, y: loss(x, y).item(),), "no gradient"),
+    (check.loss, (lambda x, y: np.square(x.numpy() - y.numpy()).sum(1).mean(),), "NumPy"),
+    (check.loss, (loss_in_place,), "x_BD itself is overwritten"),
+    (check.loss, (lambda x, y: loss(x, y) * float("nan"),), "it should be"),
     (check.loss, (lambda x, y: (x - y).square().sum(0).mean(),), "other way round"),
     (check.step, (faulty(sign=1),), "uphill"),
     (check.step, (faulty(clear=False),), "adds to the old gradient"),
@@ -215,6 +342,10 @@ WRONG = [
     (check.step, (faulty(error=summed),), "8 times too long"),
     (check.step, (faulty(rate=False),), "learning rate"),
     (check.step, (faulty(scale=0.3),), "not by lr times"),
+    (check.step, (step_after_centring_in_place,), "x_BD itself is overwritten"),
+    (check.step, (step_one_after_the_other,), "as they were before the step"),
+    (check.step, (step_at_one_rate,), "not by lr times"),
+    (check.step, (step_that_ends_learning,), "ask for gradients"),
     (check.step, (rebinding,), "in place"),
     (check.step, (recorded,), "torch.no_grad"),
     (check.step, (no_backward,), "loss.backward() comes first"),
@@ -230,6 +361,9 @@ WRONG = [
     (check.remix, (lambda E, D, M: (E @ M.inverse(), M.inverse() @ D),), "put M inv(M)"),
     (check.remix, (lambda E, D, M: (E @ M.inverse(), M @ D),), "change places"),
     (check.remix, (lambda E, D, M: E @ D,), "both matrices"),
+    (check.remix, (mixed_in_place,), "W_dec_HD itself is overwritten"),
+    (check.remix, (mixed_by_heart,), "not that by M"),
+    (check.remix, (lambda E, D, M: (E @ M, D * float("nan")),), "put M inv(M)"),
     (check.copier, (lambda d: (EYE(d), EYE(d)),), "what is negative gets lost"),
     (
         check.copier,
@@ -243,7 +377,23 @@ WRONG = [
     (check.copier, (lambda d: (machine(d)[0].T, machine(d)[1].T),), "shape (6, 3)"),
     (check.copier, (lambda d: (machine(d)[0], EYE(d)),), "The code has F numbers"),
     (check.copier, (lambda d: EYE(d),), "both matrices"),
-    (check.copier, (lambda d: (EYE(d).flip(0), EYE(d)),), "try it on a row"),
+    (check.copier, (lambda d: (EYE(d).flip(0), EYE(d)),), "try it on rows"),
+    (check.copier, (lambda d: machine(3),), "rows are the numbers that go in"),
+    (check.copier, (lambda d: (machine(d)[0], machine(d)[1] * float("nan")),), "try it on rows"),
+    (check.search, (lambda x, n: torch.randn(2 * n, x.shape[1]),), "Random directions find as"),
+    (check.search, (lambda x, n: linear.pca(x).components_DD,), "Random directions find as"),
+    (
+        check.search,
+        (lambda x, n: find_by_hand(x, n, steps=200, price=0.0),),
+        "keep the code sparse",
+    ),
+    (check.search, (lambda x, n: x[: 2 * n],), "rows are readings"),
+    (check.search, (find_at_one_price,), "30 times as large"),
+    (check.search, (lambda x, n: x,), "rows for 24 happenings"),
+    (check.search, (lambda x, n: x[:n].T,), "Rows, not columns"),
+    (check.search, (find_in_place,), "x_ND itself is overwritten"),
+    (check.search, (lambda x, n: x[:n] * float("nan"),), "NaN"),
+    (check.search, (lambda x, n: [["a"]],), "number or a tensor"),
 ]
 
 OPEN = [(check.encode_decode, (encode, lambda *_: ...))]
