@@ -28,6 +28,7 @@ from torch import Tensor
 
 from saelearn.course import confine, wire
 from saelearn.course.confine import Limits
+from saelearn.course.needed import needed
 
 TEXT = 2_000  # characters of an error
 
@@ -57,6 +58,11 @@ class Child:
                 self._send(reply, packer.body())
 
     # --- what can be asked
+
+    def _do_needed(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
+        magic = self._shell.input_transformer_manager
+        python = [magic.transform_cell(source) for source in header["sources"]]
+        return {"value": needed(python, header["wanted"])}
 
     def _do_cell(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
         """Run a cell as a notebook does; what it raises is told and nothing more."""
