@@ -201,9 +201,11 @@ def mother(control: int) -> None:
                         importlib.import_module(name)
                 judge.sendall(b"done")
             elif word == "start":
+                own = os.getpid()
                 gc.freeze()  # so that a child's collector leaves shared memory alone
                 pid = os.fork()
                 if not pid:
+                    confine.die_with_parent(own)
                     judge.close()
                     _child(pipes[0], pipes[1], shell, *rest)
                 for pipe in pipes:
@@ -238,7 +240,6 @@ def _end(pid: int) -> None:
 def _child(inward: int, outward: int, shell: Any, scratch: str, *limits: str) -> None:
     """Become a sandbox; never returns."""
     try:
-        confine.die_with_parent()
         os.setsid()
         os.environ.update(HOME=scratch, TMPDIR=scratch, SAELEARN_CACHE=scratch)
         tempfile.tempdir = scratch
