@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import architectures, end_to_end, gpu, machine, peers, sweep, train_step
+from benchmarks import architectures, end_to_end, gpu, grading, machine, peers, sweep, train_step
 from saelearn.sae import SAE
 
 
@@ -139,6 +139,14 @@ def test_end_to_end_prints_seconds_loss_and_l0(capsys, monkeypatch):
     report = printed(capsys)
     assert report["l0_at_start"] == pytest.approx(end_to_end.F / 2, rel=0.1)
     assert set(report["seconds"]) == set(report["loss"]) == set(report["l0"]) == {"saelearn"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="students' code runs on POSIX alone")
+def test_a_class_is_graded_with_what_it_takes(capsys):
+    grading.main(["00", "--students", "2", "--workers", "1", "--json"])
+    (result,) = printed(capsys)["results"]
+    assert result["lesson"] == "00_start_here" and result["students"] == 2
+    assert result["all_answered_got_all"] and result["processor_seconds"] > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import csv
 import html.parser
 import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -474,6 +476,30 @@ def test_two_workers_make_the_same_gradebook(place):
 
 
 @posix
+def test_an_anonymous_grading_names_nobody_but_in_its_list(place, mother):
+    hand_in(place / "submissions" / "eve", b"{", f"{NAME}_by_eve.ipynb")
+    hand_in(place / "submissions" / "dora", answered(tied=True), "dora.ipynb")
+    hand_in(place / "submissions" / "dora", answered(), "dora's first.ipynb")
+    out, said = place / "nameless", []
+    graded = run(place / "submissions", out, mother=mother, anonymous=True, say=said.append)
+    ids = {r["student"]: r["id"] for r in csv.DictReader((out / "names.csv").open("r"))}
+    names = {"ann", "'=cmd|calc'!A0", "cleo", "<b>dan", "eve", "dora"}
+    assert set(ids) == names and len(set(ids.values())) == len(names)
+    assert {g.student: g.earned for g in graded}[ids["ann"]] == TOTAL
+    assert [g.student for g in graded] == sorted(ids.values())
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != "names.csv"]
+    texts = [path.read_text() + path.name for path in files]
+    for text in [*texts, *said, reports.report([], graded), reports.in_words([], graded)]:
+        assert not re.search(r"\b(ann|calc|cleo|dan|eve|dora)\b", text)
+    notes = " ".join(note for g in graded for note in g.notes)
+    assert f"{NAME} file 1.ipynb: is damaged" in notes and "file 2.ipynb was graded" in notes
+    with pytest.raises(Refusal, match="anonymous one"):
+        run(place / "submissions", out)
+    with pytest.raises(Refusal, match="one with names"):
+        run(place / "submissions", place / "grades", anonymous=True)
+
+
+@posix
 def test_grades_of_another_release_are_not_mixed(place):
     handout.release(["04"], place / "out", due="now", source=place / "notebooks")
     with pytest.raises(Refusal, match="another release"):
@@ -555,7 +581,7 @@ def test_killed_while_a_student_loops_nothing_stays_behind(place):
     assert len(found) == 2  # the mother, and the student's sandbox
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(found, timeout=10)
+    _, alive = psutil.wait_procs(found, timeout=60)
     assert not alive
 
 
@@ -568,6 +594,9 @@ def test_a_submission_that_ends_the_grader_twice_is_left_to_the_teacher(place, m
 
     real = judge.judge
     monkeypatch.setattr(grade, "judge", crash)
+    ended = subprocess.CompletedProcess([], -signal.SIGSEGV)
+    ended.wait = lambda: ended.returncode
+    monkeypatch.setattr(grade, "_apart", lambda *_, **__: ended)
     shutil.rmtree(place / "grades")
     for _ in range(2 * grade.TRIES):  # two of the class made the prediction: ann and dan
         with pytest.raises(KeyboardInterrupt):
@@ -575,6 +604,55 @@ def test_a_submission_that_ends_the_grader_twice_is_left_to_the_teacher(place, m
     graded = {g.student: g for g in run(place / "submissions", place / "grades", mother=mother)}
     assert graded["ann"].earned == 0 and "please look at it" in graded["ann"].notes[0]
     assert graded["=cmd|calc'!A0"].earned == 2
+
+
+@posix
+def test_one_that_was_killed_often_is_judged_all_the_same(place):
+    """In a process apart, which does not end: so the kills were not the submission's doing."""
+    other = with_key_of(place / "grades", place / "often")
+    (other / "results").mkdir()
+    for result in (place / "grades" / "results").glob("*.json"):
+        (other / "results" / result.with_suffix(".started").name).write_bytes(b"." * 5)
+    run(place / "submissions", other)
+    assert books(other) == books(place / "grades")
+    assert not list((other / "results").glob("*.started"))
+
+
+@posix
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_it_ends_with_the_same_gradebook(place, mother):
+    seed = random.randrange(2**32)
+    draw = random.Random(seed)
+    code = (
+        "import sys; from pathlib import Path; from saelearn.course import grade\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_grading import LIMITS\n"
+        "grade.grade(*map(Path, sys.argv[1:]), limits=LIMITS, workers=2)"
+    )
+
+    def start(out: Path) -> subprocess.Popen:
+        paths = [str(place / "submissions"), str(place / "out.zip"), str(out)]
+        return subprocess.Popen([sys.executable, "-c", code, *paths], start_new_session=True)
+
+    started = time.monotonic()
+    assert start(with_key_of(place / "grades", place / "whole")).wait() == 0
+    whole = time.monotonic() - started
+    other = with_key_of(place / "grades", place / "killed")
+    n_killed = 0
+    for _ in range(10):
+        process = start(other)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.3, 1) * whole)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        n_killed += process.wait() == -signal.SIGKILL
+        if (other / "gradebook.csv").exists():  # it was through: once more from the start
+            assert books(other) == books(place / "grades"), seed
+            shutil.rmtree(other)
+            with_key_of(place / "grades", place / "killed")
+    assert n_killed >= 5
+    run(place / "submissions", other, mother=mother)
+    assert books(other) == books(place / "grades") == books(place / "whole"), seed
 
 
 @posix

@@ -168,6 +168,8 @@ ATTEMPTS = {
     "locked folders": f"{WRONG}import os\nos.mkdir('d')\nopen('d/f', 'w')\nos.chmod('d', 0)",
     "deletes its folder": f"{WRONG}import os, shutil\nshutil.rmtree(os.getcwd())",
     "a terminal's codes": inside("raise ValueError('\\x1b]0;owned\\x07\\x1b[2J')"),
+    "a source too deep to read": f"{WRONG}x = {'-' * 200_000}1",
+    "a source with a null": f"{WRONG}\0",
     "a syntax error": "def tied(x, M, b) return",
 }
 KEPT_AWAY = {  # what the system can refuse: if it does not, the answer becomes right

@@ -41,7 +41,7 @@ def lab(arguments: argparse.Namespace) -> None:
     """Prepare the learner's folder and serve it with JupyterLab on loopback."""
     from saelearn import course
 
-    folder = (arguments.folder or course.notebooks_dir().parent / "my_course").resolve()
+    folder = _learners(arguments)
     outcomes = course.prepare(folder)
     for outcome in outcomes:
         if outcome.message:
@@ -65,6 +65,35 @@ def lab(arguments: argparse.Namespace) -> None:
         from jupyterlab.labapp import LabApp
 
         LabApp.launch_instance(argv=server_arguments(folder, first, port, token, show))
+
+
+def progress(arguments: argparse.Namespace) -> None:
+    """Say what is solved in the learner's folder, lesson by lesson, and what comes next."""
+    import importlib
+
+    from saelearn import course
+    from saelearn.exercises import checks_in
+    from saelearn.progress import of_folder
+
+    solved, following = of_folder(_learners(arguments)), ""
+    for lesson in course.lessons():
+        module = f"saelearn.exercises.lesson{lesson.stem[:2]}"
+        importlib.import_module(module)
+        checks = checks_in(module)
+        passed = (
+            solved[lesson.stem[:2]].checks & checks.keys() if lesson.stem[:2] in solved else set()
+        )
+        bar = "#" * len(passed) + "." * (len(checks) - len(passed))
+        print(f"{lesson.stem:<20} {len(passed):>2} of {len(checks):>2}  {bar}")
+        left = [title for name, title in checks.items() if name not in passed]
+        following = following or (left[0] if left else "")
+    print(f"\nnext: {following}" if following else "\nall solved")
+
+
+def _learners(arguments: argparse.Namespace) -> Path:
+    from saelearn import course
+
+    return (arguments.folder or course.learners_dir()).resolve()
 
 
 def student(arguments: argparse.Namespace) -> None:
@@ -111,7 +140,7 @@ def grade(arguments: argparse.Namespace) -> None:
     limits = confine.Limits(cell=arguments.cell_seconds, memory=int(arguments.memory_gb * 2**30))
     graded = grading.grade(
         arguments.submissions, arguments.release, arguments.out, workers=arguments.workers,
-        limits=limits, say=lambda line: print(line, flush=True),
+        anonymous=arguments.anonymous, limits=limits, say=lambda line: print(line, flush=True),
     )  # fmt: skip
     n = len({each.student for each in graded})
     print(f"{n} students graded; gradebook.csv, totals.csv and feedback/ are in {arguments.out}")
@@ -253,9 +282,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=int, help="the port to serve on (default: 8888 or above)")
     command.add_argument("--no-browser", action="store_true", help="only print the address")
     command.add_argument(
-        "--folder", type=Path, help="where your copies live (default: my_course/ in the clone)"
+        "--folder",
+        type=Path,
+        help="where your copies live (default: my_course/ in the clone, or here)",
     )
     command.set_defaults(run=lab)
+
+    command = commands.add_parser("progress", help="what you have solved so far")
+    command.add_argument("--folder", type=Path, help="of your lessons (default: as `lab` has it)")
+    command.set_defaults(run=progress)
 
     command = commands.add_parser("student", help="write the lessons without their solutions")
     command.add_argument("--out", type=Path, required=True, help="the folder to write them to")
@@ -279,6 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--release", type=Path, required=True, help="the zip that was handed out")
     command.add_argument("--out", type=Path, required=True, help="the folder for the grades")
     command.add_argument("--workers", type=int, default=1, help="submissions at once (default: 1)")
+    command.add_argument("--anonymous", action="store_true", help="ids in place of names")
     command.add_argument("--cell-seconds", type=float, default=120.0, help="for one cell (120)")
     command.add_argument("--memory-gb", type=float, default=3.0, help="for one submission (3)")
     command.set_defaults(run=grade)

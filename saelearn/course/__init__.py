@@ -2,8 +2,8 @@
 
 For a learner: `versions`. For an author: `execute`. For a class, in the order of use: `points` and
 `handout` (what students get), `collect` and `restore` (what came back), `wire`, `confine`,
-`sandbox` and `answers` (a student's code in a process of its own), `judge`, `grade` and `reports`
-(points, gradebook, pages).
+`sandbox` and `answers` (a student's code in a process of its own), `needed`, `judge`, `grade`,
+`written`, `copies` and `reports` (points, gradebook, pages).
 """
 
 from saelearn.course.versions import (
@@ -11,6 +11,7 @@ from saelearn.course.versions import (
     END,
     MEMORY,
     STUB,
+    learners_dir,
     lessons,
     notebooks_dir,
     pages,
@@ -25,6 +26,7 @@ __all__ = [
     "END",
     "MEMORY",
     "STUB",
+    "learners_dir",
     "lessons",
     "notebooks_dir",
     "pages",

@@ -14,7 +14,7 @@ import re
 import unicodedata
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -77,9 +77,23 @@ def students(folder: Path, release: Release) -> dict[str, list[Path]]:
     return dict(sorted(by_name.items()))
 
 
-def submissions(student: str, entries: list[Path], release: Release) -> list[Submission]:
-    """What one student handed in, for each lesson of the release."""
+def submissions(
+    student: str, entries: list[Path], release: Release, *, called: str = ""
+) -> list[Submission]:
+    """What one student handed in, for each lesson of the release.
+
+    Args:
+        student: the name.
+        entries: the student's.
+        release: what was handed out.
+        called: an id in place of the name; then notes do not name files either.
+    """
     files = [file for entry in entries for file in _files(entry)]
+    if called:
+        student = called
+        files = [
+            replace(file, name=_nameless(i, file.name, release)) for i, file in enumerate(files, 1)
+        ]
     by_lesson: dict[str, list[tuple[Found, dict[str, Any]]]] = {
         name: [] for name in release.lessons
     }
@@ -110,7 +124,7 @@ def _chosen(
     handed_out = {
         of.grade_id(cell): of.text(cell)
         for cell in release.lessons[lesson]["cells"]
-        if of.is_answer(cell)
+        if of.is_answer(cell) or of.is_written(cell)
     }
 
     def n_answered(item: tuple[Found, dict]) -> tuple[int, str]:
@@ -130,6 +144,12 @@ def _chosen(
     return Submission(
         student, lesson, notebook, tuple(notes), hashlib.sha256(file.content).hexdigest()
     )
+
+
+def _nameless(number: int, name: str, release: Release) -> str:
+    """A file's name without whose it is: the lesson that it tells, and a number."""
+    lesson = _told_by(name, release)
+    return f"{f'{lesson} ' if lesson else ''}file {number}{PurePosixPath(name).suffix.lower()}"
 
 
 def _is_entry(path: Path) -> bool:
@@ -237,6 +257,11 @@ def _lesson(name: str, notebook: dict | None, release: Release) -> str | None:
         best = max(shared, key=lambda lesson: shared[lesson])
         if shared[best] >= 3:
             return best
+    return _told_by(name, release)
+
+
+def _told_by(name: str, release: Release) -> str | None:
+    """Which lesson a file is for by its name alone."""
     named = [lesson for lesson in release.lessons if lesson in name]
     named = named or [
         lesson for lesson in release.lessons if re.match(rf"{lesson[:2]}\b|{lesson[:2]}_", name)

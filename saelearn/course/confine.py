@@ -81,10 +81,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP = 1, 38, 22
 
 
-def die_with_parent() -> None:
-    """Ask the system to end this process when the one that started it ends."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the system to end this process when the one that started it ends, or has ended already.
+
+    Args:
+        parent: its process id, if it is known.
+    """
     if sys.platform == "linux":
         _libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)
 
 
 def _no_new_privileges() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -93,7 +94,7 @@ class _Lesson:
 
     def run(self) -> None:
         """Take all steps; what ends a sandbox is left out of the next one."""
-        left = list(self._steps)
+        left = self._needed()
         for _ in range(1 + RESTARTS):
             with Sandbox(self._mother, self._limits) as sandbox:
                 self.holds = sandbox.holds
@@ -101,6 +102,17 @@ class _Lesson:
             if fatal is None:
                 return
             left.remove(fatal)
+
+    def _needed(self) -> list[Step]:
+        """The steps to take; a student's code is read where it would run, before any of it has."""
+        asked = ["\n".join(_asked(s.check)) if s.check else s.source for s in self._steps]
+        with Sandbox(self._mother, self._limits) as sandbox:
+            left = sandbox.needed(asked, [not step.shown for step in self._steps])
+        return [
+            replace(step, source=source) if step.shown else step
+            for step, source in zip(self._steps, left, strict=True)
+            if source or not step.shown
+        ]
 
     def _ends(self, step: Step, sandbox: Sandbox) -> bool:
         """Take a step; whether the sandbox is no more."""
@@ -136,7 +148,7 @@ def _verdict(check: Check, sandbox: Sandbox, salt: bytes) -> Verdict:
     function = vars(importlib.import_module(f"saelearn.exercises.{check.module}"))[check.function]
     sandbox.start_check()
     try:
-        values = list(_values(check, sandbox))
+        values = [sandbox.value(source) for source in _asked(check)]
     except Gone:
         return Verdict("wrong", check.title, sandbox.gone)
     except Exception as error:
@@ -144,35 +156,24 @@ def _verdict(check: Check, sandbox: Sandbox, salt: bytes) -> Verdict:
         message = f"{type(error).__name__}: {error} (at: {where})"
         return Verdict("open", check.title, f"not there: {message}")
     if check.prediction:
-        return _noted(check, function, values)
+        return _noted(check, function, *values)
     verdict = _run(function, values, sandbox)
     if not verdict.passed:
         return verdict
     return _confirmed(function, values, sandbox, salt, verdict)
 
 
-def _values(check: Check, sandbox: Sandbox) -> Iterator[Any]:
-    """The arguments of a check; a prediction needs its first alone, which is the guess."""
-    for i, source in enumerate(check.arguments):
-        try:
-            yield sandbox.value(source)
-        except Exception:
-            if i == 0 or not check.prediction:
-                raise
-            return
+def _asked(check: Check) -> tuple[str, ...]:
+    """The arguments of a check that decide about it: of a prediction the first, the guess."""
+    return check.arguments[:1] if check.prediction else check.arguments
 
 
-def _noted(check: Check, function: Callable, values: list[Any]) -> Verdict:
-    """A guess counts when it can be read, also where the lesson could not compute the truth."""
-    if any(value is ... or value is None for value in values[:1]):
+def _noted(check: Check, function: Callable, guess: Any) -> Verdict:
+    """A guess that can be read counts; the truth, which takes a lesson long, is not asked for."""
+    if guess is ... or guess is None:
         return Verdict("open", check.title, "no guess was written down")
-    if len(values) < len(check.arguments):
-        return Verdict("noted", check.title, "your guess was noted")
-    try:
-        verdict = function(*values)
-    except Exception:  # the numbers beside the guess are the student's too, and may be anything
-        return Verdict("noted", check.title, "your guess was noted")
-    return verdict
+    verdict = function(guess, *[math.inf] * (len(check.arguments) - 1))
+    return replace(verdict, message="your guess was noted") if verdict.passed else verdict
 
 
 def _run(function: Callable, values: list[Any], sandbox: Sandbox) -> Verdict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,23 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What is kept of an answer, to find others that are alike; the answer cannot be read off it.
+
+    Attributes:
+        exercise: its title.
+        letters: a digest of the text.
+        shape: a digest of it without comments, layout and the names that were chosen.
+        length: in words and signs.
+    """
+
+    exercise: str
+    letters: str
+    shape: str
+    length: int
+
+
+@dataclass(frozen=True)
 class Graded:
     """What was found out about one student's lesson; a result file holds it.
 
@@ -40,6 +57,7 @@ class Graded:
         notes: for the teacher.
         holds: what the student's code was kept from.
         seconds: that it took; in no gradebook, since it is another each time.
+        answers: those that were changed.
     """
 
     student: str
@@ -49,6 +67,7 @@ class Graded:
     notes: list[str]
     holds: list[str]
     seconds: float
+    answers: list[Answer] = field(default_factory=list)
 
     @property
     def points(self) -> float:

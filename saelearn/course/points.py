@@ -5,9 +5,10 @@ cells (`check.tied(tied)`), the exercise that a check's title names, and the sta
 exercise's heading. Cells are marked in nbgrader's way, so that its tools understand them as well:
 
 - an answer is a cell with a solution in it; its `grade_id` is `answer-` and the cell's id;
-- a check is one call, in a locked cell; its `grade_id` is `check-`, the lesson, and the function.
+- a check is one call, in a locked cell; its `grade_id` is `check-`, the lesson, and the function;
+- an answer in words (see `written`) is a text cell with a solution in it: `written-` and the id.
 
-Both stay the same when exercises are added or moved.
+All stay the same when exercises are added or moved.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from saelearn.errors import Refusal
 
 PER_STAR = 2  # points, so that half an exercise is a whole one
 FOR_A_PREDICTION = 1  # for being answered: there is no wrong one
+WRITTEN = "written-"  # how the names of cells begin that are answered in words
+QUESTION = re.compile(r"(?m)^#+ Question (\d+\.\d+) (★+).*$")
 
 Notebook = dict[str, Any]
 Cell = dict[str, Any]
@@ -67,10 +70,12 @@ def released(notebook: Notebook, name: str) -> Notebook:
     student = student_version(notebook)
     module, alias = checks_of(student)
     stars = dict(_stars(notebook))
-    cells = []
+    cells: list[Cell] = []
+    question: re.Match | None = None
     for cell in student["cells"]:
         if cell["cell_type"] != "code":
-            cells.append(cell)
+            question = QUESTION.search(text(cell)) or question
+            cells.append(_in_words(cell, question) if cell["id"] in answers else cell)
             continue
         body, calls = split(text(cell), alias)
         if body.strip():
@@ -124,11 +129,23 @@ def checks_of(notebook: Notebook) -> tuple[str, str]:
 
 
 def is_check(cell: Cell) -> bool:
-    return bool(_nbgrader(cell).get("grade"))
+    return bool(_nbgrader(cell).get("grade")) and not is_written(cell)
 
 
 def is_answer(cell: Cell) -> bool:
-    return bool(_nbgrader(cell).get("solution"))
+    return bool(_nbgrader(cell).get("solution")) and not is_written(cell)
+
+
+def is_written(cell: Cell) -> bool:
+    """Whether it is answered in words, and its points are given by the teacher."""
+    marks = _nbgrader(cell)
+    return bool(marks.get("grade") and marks.get("solution"))
+
+
+def question_in(cell: Cell) -> str:
+    """The title of a question in words, such as `Question 4.9: what the price buys`."""
+    found = QUESTION.search(text(cell)) if cell.get("cell_type") == "markdown" else None
+    return f"Question {found[1]}: {found[0].partition(':')[2].strip()}" if found else ""
 
 
 def grade_id(cell: Cell) -> str | None:
@@ -155,7 +172,20 @@ def _marks(name: str, *, solution: bool = False, grade: bool = False) -> dict[st
 
 
 def _has_solution(cell: Cell) -> bool:
-    return cell["cell_type"] == "code" and BEGIN in text(cell)
+    return BEGIN in text(cell)
+
+
+def _in_words(cell: Cell, question: re.Match | None) -> Cell:
+    """A text cell as nbgrader has them for answers that are graded by hand."""
+    if question is None:
+        raise Refusal(
+            "a heading such as `### Question 4.9 ★ (5 min): its name` before a rubric",
+            f"none before cell {cell['id']}",
+            "write it: its stars are the points",
+        )
+    marks = _marks(f"{WRITTEN}{cell['id']}", solution=True, grade=True)
+    marks["nbgrader"] |= {"locked": False, "points": PER_STAR * len(question[2])}
+    return {**cell, "metadata": {**cell["metadata"], **marks}}
 
 
 def split(source: str, alias: str) -> tuple[str, list[ast.Call]]:

@@ -11,10 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
+from saelearn.course.copies import Alike, alike
 from saelearn.course.marks import Graded
 from saelearn.exercises import MARKS
 from saelearn.style import as_html
 
+ALIKE = "Answers that are alike: for you to look at, and no verdict. They may have worked together."
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;"
     "color:#222;background:#fff}table{border-collapse:collapse;width:100%}"
@@ -90,7 +92,15 @@ def in_words(rows: list[Row], graded: list[Graded]) -> str:
     if noted := [(g.student, g.lesson, note) for g in graded for note in g.notes]:
         lines += ["", "to look at"]
         lines += [f"  {student}, {lesson}: {note}" for student, lesson, note in noted]
+    if groups := alike(graded):
+        lines += ["", ALIKE]
+        lines += [f"  {', '.join(g.students)}: {g.exercise}, {_how(g)}" for g in groups]
     return "\n".join(lines)
+
+
+def _how(group: Alike) -> str:
+    how = "to the letter" if group.to_the_letter else "but for names, comments and layout"
+    return f"{how}, {group.length} words and signs"
 
 
 def report(rows: list[Row], graded: list[Graded]) -> str:
@@ -110,6 +120,11 @@ def report(rows: list[Row], graded: list[Graded]) -> str:
     for each in graded:
         where = f"{as_html(each.student)}, {as_html(each.lesson)}"
         body += [f"<li>{where}: {as_html(note)}" for note in each.notes]
+    if groups := alike(graded):
+        body.append(f"</ul><h2>Alike</h2><p>{ALIKE}</p><ul>")
+        for group in groups:
+            who = ", ".join(map(as_html, group.students))
+            body.append(f"<li>{who}: {as_html(group.exercise)}, {_how(group)}</li>")
     held = sorted({hold for each in graded for hold in each.holds})
     body.append("</ul><h2>What students' code was kept from</h2><ul>")
     body += [f"<li>{as_html(hold)}" for hold in held] + ["</ul>"]

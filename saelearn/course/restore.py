@@ -21,6 +21,7 @@ class Step:
     name: str  # the cell's id in the release, or `extra-N`
     source: str = ""
     check: Check | None = None
+    shown: bool = False  # a cell of the release that asks for nothing, and nobody changed
 
 
 def restored(student: dict[str, Any], released: dict[str, Any]) -> tuple[list[Step], list[str]]:
@@ -64,7 +65,8 @@ def _step(cell: dict, sources: list[str], original: str, module: str) -> Step:
     if of.is_check(cell):
         return Step(cell["id"], check=of.check_in(cell, module))
     changed = [source for source in sources if source != original]
-    return Step(cell["id"], (changed or [original])[-1])
+    shown = not changed and not of.is_answer(cell)
+    return Step(cell["id"], (changed or [original])[-1], shown=shown)
 
 
 def _notes(cell: dict, sources: list[str], original: str) -> list[str]:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from saelearn.course import confine, wire
 from saelearn.course.confine import Limits
+from saelearn.course.needed import needed
 
 TEXT = 2_000  # characters of an error
 
@@ -57,6 +58,11 @@ class Child:
                 self._send(reply, packer.body())
 
     # --- what can be asked
+
+    def _do_needed(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
+        magic = self._shell.input_transformer_manager
+        python = [magic.transform_cell(source) for source in header["sources"]]
+        return {"value": needed(python, header["wanted"])}
 
     def _do_cell(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
         """Run a cell as a notebook does; what it raises is told and nothing more."""
@@ -195,9 +201,11 @@ def mother(control: int) -> None:
                         importlib.import_module(name)
                 judge.sendall(b"done")
             elif word == "start":
+                own = os.getpid()
                 gc.freeze()  # so that a child's collector leaves shared memory alone
                 pid = os.fork()
                 if not pid:
+                    confine.die_with_parent(own)
                     judge.close()
                     _child(pipes[0], pipes[1], shell, *rest)
                 for pipe in pipes:
@@ -232,7 +240,6 @@ def _end(pid: int) -> None:
 def _child(inward: int, outward: int, shell: Any, scratch: str, *limits: str) -> None:
     """Become a sandbox; never returns."""
     try:
-        confine.die_with_parent()
         os.setsid()
         os.environ.update(HOME=scratch, TMPDIR=scratch, SAELEARN_CACHE=scratch)
         tempfile.tempdir = scratch

@@ -31,14 +31,23 @@ from saelearn import artifacts
 from saelearn.errors import ArtifactError, Refusal
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
-STUB = "...  # your code here"
+STUB, STUB_IN_WORDS = "...  # your code here", "*Write your answer in place of this line.*"
 CLAIM = "claim"  # the tag of a cell that holds what the lesson says to what it shows
 MEMORY = ".lessons.json"
 
 
 def notebooks_dir() -> Path:
-    """The folder of the complete lessons, beside the package."""
-    return Path(__file__).resolve().parents[2] / "notebooks"
+    """The folder of the lessons: complete in a clone, without solutions in an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    in_wheel = package / "notebooks"  # where the build puts them, see hatch_build.py
+    return in_wheel if in_wheel.is_dir() else package.parent / "notebooks"
+
+
+def learners_dir() -> Path:
+    """Where a learner's own copies are unless told otherwise: in the clone, else right here."""
+    source = notebooks_dir()
+    in_clone = (source.parent / "pyproject.toml").exists()
+    return (source.parent if in_clone else Path.cwd()) / "my_course"
 
 
 def lessons(source: Path | None = None) -> list[Path]:
@@ -53,7 +62,7 @@ def lessons(source: Path | None = None) -> list[Path]:
         raise ArtifactError(
             f"lessons NN_topic.ipynb in {source}",
             "none",
-            "work in a clone of the repository, installed with `pip install -e .`",
+            "install the package anew, or work in a clone with `pip install -e .`",
         )
     return found
 
@@ -291,16 +300,14 @@ def _digests_of(path: Path) -> set[str]:
 
 
 def _student_cell(cell: dict[str, Any]) -> dict[str, Any]:
-    if cell["cell_type"] != "code":
-        return cell
-    source = cell["source"]
+    source, code = cell["source"], cell["cell_type"] == "code"
     lines = source.splitlines(keepends=True) if isinstance(source, str) else source
-    stubbed = _stub(lines)
-    cleared = {"execution_count": None, "outputs": []}
+    stubbed = _stub(lines, STUB if code else STUB_IN_WORDS)
+    cleared = {"execution_count": None, "outputs": []} if code else {}
     return {**cell, **cleared, "source": "".join(stubbed) if isinstance(source, str) else stubbed}
 
 
-def _stub(lines: list[str]) -> list[str]:
+def _stub(lines: list[str], stub: str) -> list[str]:
     """Replace each marked block by one stub at the indentation of its first marker."""
     kept, inside = [], False
     for line in lines:
@@ -317,7 +324,7 @@ def _stub(lines: list[str]) -> list[str]:
         inside = mark == BEGIN
         to_fill = kept and "= ..." in kept[-1]  # there the dots are the place to write
         if inside and not to_fill:
-            kept.append(line[: len(line) - len(line.lstrip())] + STUB + "\n")
+            kept.append(line[: len(line) - len(line.lstrip())] + stub + "\n")
     if inside:
         raise Refusal(f"`{END}` after `{BEGIN}`", "the end of the cell", "close the solution")
     if kept and not lines[-1].endswith("\n"):

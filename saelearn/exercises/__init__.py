@@ -13,16 +13,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
+import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saelearn import style
+from saelearn import progress, style
 from saelearn.exercises.undisturbed import undisturbed
 from saelearn.style import as_html, as_text
 
@@ -53,13 +55,15 @@ MARKS = {
 class Verdict:
     """What a check shows: `state` is one of `MARKS`; "noted" answers a prediction.
 
-    `half` is the share of the exercise that is right where not all of it is, from 0 to 1.
+    `half` is the share of the exercise that is right where not all of it is, from 0 to 1. `beside`
+    is shown below it: how far the learner is.
     """
 
     state: str
     title: str
     message: str
     half: float = 0.0
+    beside: str = ""
 
     @property
     def passed(self) -> bool:
@@ -71,14 +75,16 @@ class Verdict:
         return 1.0 if self.passed else self.half
 
     def __repr__(self) -> str:
-        return as_text(f"{MARKS[self.state][0]} {self.title}: {self.message}")
+        below = f"\n  {self.beside}" if self.beside else ""
+        return as_text(f"{MARKS[self.state][0]} {self.title}: {self.message}{below}")
 
     def _repr_html_(self) -> str:
         mark, colour = MARKS[self.state]
         return (
             f'<div role="status" style="border-left:6px solid {colour};'
             f'padding:8px 14px;margin:4px 0;max-width:46em">'
-            f"<b>{mark} {as_html(self.title)}</b><br>{as_html(self.message)}</div>"
+            f"<b>{mark} {as_html(self.title)}</b><br>{as_html(self.message)}"
+            f"{f'<br><small>{as_html(self.beside)}</small>' if self.beside else ''}</div>"
         )
 
 
@@ -96,6 +102,7 @@ def exercise(title: str, *, passed: str) -> Callable[[Callable[..., None]], Call
             verdict = told(title, passed, lambda: judge(*answers), answers)
             if verdict.passed:
                 _PASSED[title] = answers
+                verdict = replace(verdict, beside=_kept(judge))
             if GRADING and not verdict.passed:
                 raise NotPassed(repr(verdict))
             return verdict
@@ -127,6 +134,23 @@ def told(title: str, passed: str, judge: Callable[[], str | None], answers: tupl
             state, message = _explained(error)
         return Verdict(state, title, message[:LONGEST], getattr(error, "half", 0.0))
     return Verdict("passed", title, passed if said is None else said)
+
+
+def _kept(judge: Callable) -> str:
+    """Keep in the learner's folder that a lesson's check passed, and say how far the lesson is."""
+    lesson = re.fullmatch(r"saelearn\.exercises\.lesson(\d\d)", judge.__module__)
+    if lesson is None:
+        return ""
+    n = len(checks_in(lesson[0]))
+    with undisturbed():
+        so_far = progress.keep(lesson[1], judge.__name__, n)
+    return f"Lesson {lesson[1]}: {so_far}." if so_far else ""
+
+
+def checks_in(module: str) -> dict[str, str]:
+    """The checks of an imported module of exercises: name -> title."""
+    found = vars(sys.modules[module]).items()
+    return {name: each.title for name, each in found if isinstance(getattr(each, "title", 0), str)}
 
 
 def own(answer: Any, otherwise: Any) -> Any:

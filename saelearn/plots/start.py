@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from numpy.typing import ArrayLike
 
+from saelearn import progress
 from saelearn.plots.literal import literal
 from saelearn.style import CONTROL, DATA, DIVERGING, FEATURE, RECONSTRUCTION, STEERED
 
@@ -154,6 +155,7 @@ def course_map(
     *,
     short_path: Sequence[str],
     to_come: Sequence[str] = (),
+    solved: Mapping[str, progress.Solved] | None = None,
 ) -> Figure:
     """The lessons as boxes, a part of the course in each row; a short path through them.
 
@@ -161,7 +163,9 @@ def course_map(
         parts: title of a row -> number of a lesson -> its question.
         short_path: numbers in the order of reading, joined by a line.
         to_come: numbers of lessons that are announced.
+        solved: how far the reader is, by numbers (default: as the folder of the lesson says).
     """
+    solved = progress.of_folder() if solved is None else solved
     fig, ax = plt.subplots(figsize=(9.6, 1.0 + 1.2 * len(parts)))
     wide, high, place = 1.72, 0.78, {}
     for row, (title, lessons) in enumerate(parts.items()):
@@ -175,6 +179,10 @@ def course_map(
             box.set_linestyle("--" if later else "-")
             colour = CONTROL if later else DATA
             ax.text(x + 0.06, -row + 0.22, number, fontweight="bold", color=colour, va="center")
+            if number in solved:
+                so_far = "✓" if solved[number].done else str(solved[number])
+                ax.text(x + wide - 0.06, -row + 0.22, so_far, fontsize=8, color=FEATURE,
+                        ha="right", va="center")  # fmt: skip
             text = fill(question, 20)
             ax.text(x + 0.06, -row - 0.1, text, fontsize=8, color=colour, va="center")
     for start, end in pairwise(short_path):

@@ -1,0 +1,119 @@
+"""Grading leaves out what no check can depend on, and gives the marks that a whole run gives."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import small_class
+from small_class import answered
+
+from saelearn import artifacts, course
+from saelearn.course import judge, points, restore
+from saelearn.course.answers import Mother, Sandbox
+from saelearn.course.needed import needed
+
+posix = pytest.mark.skipif(os.name == "nt", reason="students' code runs on POSIX alone")
+
+
+def left(*sources: str) -> list[str]:
+    """What is left of cells as they were handed out, if the last one is run."""
+    found = needed(sources, [False] * (len(sources) - 1) + [True])
+    assert found[-1] == sources[-1]
+    return found[:-1]
+
+
+SLICES = {
+    "what is not asked for": (["x = 1", "y = 2", "x"], ["x = 1", ""]),
+    "a statement of a cell": (["x = 1\nprint(5)\ny = x", "y"], ["x = 1\ny = x"]),
+    "what a function needs when it is called": (
+        ["k = 3", "def f(a):\n    return a + k", "f"],
+        ["k = 3", "def f(a):\n    return a + k"],
+    ),
+    "a parameter is no name of the notebook": (["a = 1", "def f(a):\n    return a"], [""]),
+    "what is bound anew": (["x = slow()", "x = 1", "x"], ["", "x = 1"]),
+    "what is bound anew in some cases": (
+        ["x = 1", "if a:\n    x = 2", "x"], ["x = 1", "if a:\n    x = 2"],
+    ),
+    "added to": (["x = 1", "x += 1", "x"], ["x = 1", "x += 1"]),
+    "stored into": (["d = {}", "d['a'] = 1", "d"], ["d = {}", "d['a'] = 1"]),
+    "a method that alters": (
+        ["d = []", "d.append(1)", "d.copy()", "d"], ["d = []", "d.append(1)", ""],
+    ),
+    "a method that ends so": (["w_F = f()", "w_F.zero_()", "w_F"], ["w_F = f()", "w_F.zero_()"]),
+    "a function of the lesson may alter": (
+        ["def fit(m):\n    m.step()", "m = M()", "loss = fit(m)", "m"],
+        ["def fit(m):\n    m.step()", "m = M()", "loss = fit(m)"],
+    ),
+    "one of the library does not": (
+        ["from saelearn.toy import show", "m = M()", "show(m)", "m"], ["", "m = M()", ""],
+    ),
+    "a tensor is not altered": (["x_ND = f()", "y = g(x_ND)", "x_ND"], ["x_ND = f()", ""]),
+    "what the course ships is not": (
+        ["lm = tiny.load_lm()", "text = mine(lm)", "lm"], ["lm = tiny.load_lm()", ""],
+    ),
+    "a method of the lesson's own class": (
+        ["class C:\n    def grow(self): ...", "c = C()", "c.grow()", "c"],
+        ["class C:\n\n    def grow(self):\n        ...", "c = C()", "c.grow()"],
+    ),
+    "a function with an effect, where it is used": (
+        ["kept = []", "def hook(x):\n    kept.append(x)", "run(hook)", "kept"],
+        ["kept = []", "def hook(x):\n    kept.append(x)", "run(hook)"],
+    ),
+    "a loop's own variable": (["i = slow()", "for i in range(3):\n    t = i", "t"],
+                              ["", "for i in range(3):\n    t = i"]),
+    "what does not parse": (["x = 1", "def f(x) return"], [""]),
+    "all, for who reaches all": (["x = 1", "print(2)", "globals()['x']"], ["x = 1", "print(2)"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_what_is_needed(name):
+    sources, expected = SLICES[name]
+    assert left(*sources) == expected
+
+
+def test_what_was_written_by_a_student_is_run_whole():
+    assert needed(["print( 1 )", "y = 2"], [True, False]) == ["print( 1 )", ""]
+
+
+@pytest.fixture(scope="module")
+def mother():
+    with Mother(judge.imported(small_class.released())) as started:
+        yield started
+
+
+def shown_cell(notebook: dict, source: str) -> dict:
+    """The lesson with a cell that nobody answers."""
+    cell = {"cell_type": "code", "id": "shown", "metadata": {}, "source": source}
+    return {**notebook, "cells": [*notebook["cells"][:2], cell, *notebook["cells"][2:]]}
+
+
+@posix
+@pytest.mark.parametrize(("answer", "raises"), [("...", False), ("sum(slow)", True)])
+def test_a_cell_that_shows_is_run_when_an_answer_asks_for_it(mother, answer, raises):
+    cell = "slow = [1 / 0]"
+    student = shown_cell(answered(predicted_found=f"my_guess = {answer}", tied=True), cell)
+    judged = judge.judge(student, shown_cell(small_class.released(), cell), mother, salt=b"s")
+    assert any("ZeroDivisionError" in note for note in judged.notes) == raises
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("lesson", course.lessons(), ids=lambda path: path.stem)
+def test_marks_are_those_of_a_whole_run(lesson, monkeypatch):
+    """Of the reference, and of a student who left every second answer open."""
+    complete = artifacts.read_json(lesson)
+    released = points.released(complete, lesson.stem)
+    reference = restore.solved(complete, released)
+    open_again = [cell for cell in released["cells"] if points.is_answer(cell)][::2]
+    by_id = {cell["id"]: cell for cell in open_again}
+    half = {**reference, "cells": [by_id.get(c["id"], c) for c in reference["cells"]]}
+    found = []
+    for whole in (False, True):
+        if whole:
+            monkeypatch.setattr(Sandbox, "needed", lambda self, sources, wanted: sources)
+        with Mother(judge.imported(released)) as mother:
+            judged = [judge.judge(n, released, mother, salt=b"s") for n in (reference, half)]
+        found.append([[(m.grade_id, m.earned, m.state) for m in j.marks] for j in judged])
+    assert found[0] == found[1]
