@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
-import re
-import types
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 
 from saelearn import toy
+from saelearn.exercises import lesson02 as check
 from saelearn.toy import toy_step
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "02_superposition.ipynb"
@@ -78,22 +79,33 @@ def test_training_loop(lesson, monkeypatch):
     torch.testing.assert_close(history[-1].mean().item(), run.history[-1][1])
 
 
-def test_the_fold_out_trains_with_the_learners_own_functions(lesson):
-    prose = "\n".join("".join(c["source"]) for c in json.loads(LESSON.read_text("utf-8"))["cells"])
-    (code,) = re.findall(r"(?s)```python\n(.*?)```", prose)
-    shown = []
-    drawn = types.SimpleNamespace(planes=lambda W_KGD, *_, **__: shown.append(W_KGD))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        exec(code.replace("1000", "300"), lesson | {"geometry": drawn})
-    (W_KGD,) = shown
-    assert W_KGD.shape == (1, 5, 2)
-    assert (W_KGD.norm(dim=-1) > 0.5).sum() >= 4
+def test_what_the_lesson_goes_on_with_is_what_the_learner_writes(lesson):
+    W_GD, b_G = torch.randn(6, 2, generator=generator()), torch.linspace(-0.3, 0.3, 6)
+    f_BG = toy.sample_features(50, 6, 0.3, generator=generator())
+    f_hat_BG = lesson["reconstruct"](f_BG, W_GD, b_G)
+    torch.testing.assert_close(f_hat_BG, check.read_back(f_BG, W_GD, b_G))
+    weights = f_BG, f_hat_BG, 0.8 ** torch.arange(6.0)
+    torch.testing.assert_close(lesson["weighted_loss"](*weights), check.weighted(*weights))
+    h_BD = f_BG[(f_BG > 0).any(1)] @ W_GD
+    torch.testing.assert_close(lesson["read"](h_BD, W_GD), check.cheapest_pair(h_BD, W_GD))
+    for kept in (W_GD, W_GD[:2]):
+        assert lesson["is_superposed"](kept) == check.more_than_fit(kept)
 
 
-def test_cost_of_dropping_is_what_an_empty_answer_costs(lesson):
+def test_reading_the_plane_is_nonnegative_least_squares_with_a_faint_price():
+    """An oracle of its own: scipy's."""
+    turns = torch.tensor([0.1, 1.2, 2.9, 4.0, 5.5])
+    W_GD = torch.stack([turns.cos(), turns.sin()], 1)
+    f_BG = toy.sample_features(200, 5, 0.2, generator=generator())
+    h_BD = f_BG @ W_GD
+    stacked = np.vstack([W_GD.numpy().T, np.full((1, 5), 1e-4)])
+    exact = np.stack([nnls(stacked, np.append(h, 0))[0] for h in h_BD.numpy()])
+    read = check.cheapest_pair(h_BD, W_GD)
+    torch.testing.assert_close(read.double(), torch.tensor(exact), atol=1e-3, rtol=0)
+
+
+def test_storing_nothing_costs_a_third_of_importance_times_frequency():
     p_G, importance_G = torch.tensor([0.5, 0.1, 0.02]), torch.tensor([1.0, 3.0, 10.0])
     f_BG = toy.sample_features(400_000, 3, p_G, generator=generator())
     measured = (importance_G * f_BG.square()).mean(0)
-    expected = lesson["cost_of_dropping"](p_G, importance_G)
-    torch.testing.assert_close(measured, expected, rtol=0.05, atol=0)
+    torch.testing.assert_close(measured, importance_G * p_G / 3, rtol=0.05, atol=0)

@@ -260,6 +260,28 @@ def need_shape(value: Any, shape: tuple[int, ...], name: str, hint: str = "") ->
     return tensor
 
 
+def need_number(value: Any, name: str, hint: str = "") -> Tensor:
+    """The answer as one number, of shape `()`; a tensor of shape `[1]` is one as well."""
+    tensor = as_tensor(value, name)
+    return tensor[0] if tuple(tensor.shape) == (1,) else need_shape(tensor, (), name, hint)
+
+
+def difference(value: Any, right: Any) -> str:
+    """Where an answer differs most from what was expected, for a hint that fits no known mistake.
+
+    Args:
+        value: the answer, of the right shape.
+        right: what was expected.
+    """
+    came, expected = as_tensor(value, "your answer"), as_tensor(right, "the target")
+    if not came.numel():
+        return "it is empty."
+    gap = (came - expected).abs().nan_to_num(nan=float("inf"))
+    index = np.unravel_index(int(gap.argmax()), gap.shape)
+    at = f" at {[int(i) for i in index]}" if index else ""
+    return f"On our input{at}: expected {expected[index]:.4g}, came {came[index]:.4g}."
+
+
 def close(value: Any, target: Any, *, rtol: float = 1e-4, atol: float = 1e-6) -> bool:
     """Whether the answer equals `target` within tolerance; shapes must agree."""
     a, b = as_tensor(value, "your answer"), torch.as_tensor(target).detach().cpu().double()

@@ -1,6 +1,7 @@
 """Checks of lesson 02, superposition.
 
-Every target is computed here, from the definitions and without the library's toy models.
+Every target is computed here, from the definitions and without the library's toy models, from
+copies that an answer never sees.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, rand, randn
 
 from saelearn.exercises import (
     Mistake,
@@ -18,21 +19,29 @@ from saelearn.exercises import (
     call,
     close,
     diagnose,
+    difference,
+    earned,
     exercise,
     guesses,
+    need_number,
     need_shape,
 )
-from saelearn.exercises.counting import bug, superposed
+from saelearn.exercises.counting import bug, more_than_fit, superposed
+from saelearn.exercises.reading import cheapest_pair, undo
+from saelearn.exercises.trainable import call_with_torch, learns, unchanged
 
 __all__ = [
     "bug",
-    "cost",
+    "cheapest_pair",
     "dimensionality",
-    "loss",
     "model",
+    "more_than_fit",
     "predicted_rarity",
+    "read_back",
     "sampler",
     "superposed",
+    "undo",
+    "weighted",
 ]
 
 
@@ -60,8 +69,12 @@ def _no_nan(answer: Tensor, name: str, remedy: str) -> Tensor:
     return answer
 
 
-def _draw(sample: Callable, n: int, n_features: int, p: float, seed: int = 0) -> Tensor:
+def _draw(
+    sample: Callable, n: int, n_features: int, p: float, *, seed: int = 0, used: int = 0
+) -> Tensor:
+    """What `sample` returns for a generator that has drawn so many numbers already."""
     generator = torch.Generator().manual_seed(seed)
+    rand(used, generator=generator)
     f_BG = call(sample, n, n_features, p, generator=generator)
     hint = "One row per sample, one column per feature."
     sample_BG = need_shape(f_BG, (n, n_features), "the sample", hint)
@@ -81,7 +94,7 @@ def sampler(sample: Callable) -> None:
             "amplitudes should lie between 0 and 1: torch.rand is uniform, torch.randn not"
         )
     on_BG = f_BG > 0
-    _judge_coins(on_BG.double())
+    _judge_coins(on_BG.double(), 0.1)
     _judge_amplitudes(f_BG[on_BG])
     full_BG = _draw(sample, 2_000, 2, 1.0)
     if (full_BG[:, 0] == full_BG[:, 1]).double().mean() > 0.9:
@@ -93,25 +106,31 @@ def sampler(sample: Callable) -> None:
         raise Mistake("with p = 0 nothing may ever be on")
     if (_draw(sample, 100, 3, 1.0) == 0).double().mean() > 0.01:
         raise Mistake("with p = 1 everything is on")
-    if not torch.equal(_draw(sample, 50, 3, 0.5), _draw(sample, 50, 3, 0.5)):
-        raise Mistake("the same seed should give the same sample: pass generator on to torch.rand")
-    if torch.equal(_draw(sample, 50, 3, 0.5, seed=0), _draw(sample, 50, 3, 0.5, seed=1)):
-        raise Mistake("every seed gives the same sample: use the generator that is passed in")
+    _judge_coins((_draw(sample, 9_000, 4, 0.35) > 0).double(), 0.35)
+    _judge_seeds(sample)
 
 
-def _judge_coins(on_BG: Tensor) -> None:
+def _judge_coins(on_BG: Tensor, p: float) -> None:
     share = float(on_BG.mean())
-    together = float((on_BG[:, 0] * on_BG[:, 1]).mean())
-    if abs(share - 0.9) < 0.02:
+    room = 6 * math.sqrt(p * (1 - p) / on_BG.numel())
+    if abs(share - (1 - p)) < room:
         raise Mistake("p is the probability that a feature is on; yours are off that often")
-    if abs(share - 0.1) > 0.01:
-        raise Mistake(f"asked for p = 0.1, but a share of {share:.2f} is on")
-    if together > 0.05:
+    if abs(share - p) > room:
+        raise Mistake(f"asked for p = {p:g}, but a share of {share:.2f} is on")
+    of_each_G = on_BG.mean(0)
+    if (of_each_G - p).abs().max() > 6 * math.sqrt(p * (1 - p) / len(on_BG)):
+        raise Mistake(f"not all features are on equally often: {_listed(of_each_G)}")
+    together_GG = (on_BG.T @ on_BG / len(on_BG)).fill_diagonal_(p * p)
+    if together_GG.max() > (p + p * p) / 2:
         raise Mistake(
             "features come on and go off together: each needs its own coin, [n, n_features] of them"
         )
-    if abs(together - 0.01) > 0.005 or on_BG.sum(1).std() < 0.5:
+    if (together_GG - p * p).abs().max() > 0.4 * p * p:
         raise Mistake("features should be independent: some rows have none on, some several")
+
+
+def _listed(numbers: Tensor) -> str:
+    return ", ".join(f"{number:.2f}" for number in numbers)
 
 
 def _judge_amplitudes(on: Tensor) -> None:
@@ -126,27 +145,49 @@ def _judge_amplitudes(on: Tensor) -> None:
     )
 
 
+def _judge_seeds(sample: Callable) -> None:
+    if not _draw(sample, 50, 3, 0.5).equal(_draw(sample, 50, 3, 0.5)):
+        raise Mistake("the same seed should give the same sample: pass generator on to torch.rand")
+    if _draw(sample, 50, 3, 0.5, seed=0).equal(_draw(sample, 50, 3, 0.5, seed=1)):
+        raise Mistake("every seed gives the same sample: use the generator that is passed in")
+    if _draw(sample, 50, 3, 0.5).equal(_draw(sample, 50, 3, 0.5, used=16)):
+        raise Mistake("a generator that has drawn before gives the same batch again: don't seed it "
+                      "anew, draw on")  # fmt: skip
+
+
 @exercise(
-    "Exercise 2.2", passed="down into the plane, back up, bias, ReLU: that is the whole model"
+    "Exercise 2.2: the model and its loss",
+    passed="down into the plane, back up, bias, ReLU; squares weighted, then averaged",
 )
-def model(reconstruct: Callable) -> None:
-    """`reconstruct(f_BG, W_GD, b_G)` -> `[B, G]`."""
-    generator = torch.Generator().manual_seed(1)
-    f_BG = torch.rand(6, 5, generator=generator)
-    W_GD = torch.randn(5, 2, generator=generator)
-    b_G = torch.randn(5, generator=generator) / 2
+def model(reconstruct: Callable, weighted_loss: Callable) -> None:
+    """`reconstruct(f_BG, W_GD, b_G)` -> `[B, G]`; `weighted_loss(f_BG, f_hat_BG, importance_G)`."""
+    for B, G, D, seed in ((6, 5, 2, 1), (4, 7, 3, 11)):
+        _judge_model(reconstruct, B, G, D, seed)
+    with earned(0.5):
+        for B, G, seed in ((7, 4, 2), (3, 6, 12)):
+            _judge_loss(weighted_loss, B, G, seed)
+
+
+def _judge_model(reconstruct: Callable, B: int, G: int, D: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    f_BG = rand(B, G, generator=generator)
+    W_GD = randn(G, D, generator=generator)
+    b_G = randn(G, generator=generator) / 2
     before_BG = f_BG @ W_GD @ W_GD.T
     right = (before_BG + b_G).relu()
+    given = {"f_BG": f_BG.clone(), "W_GD": W_GD.clone(), "b_G": b_G.clone()}
     rows = "Rows of W are features: f @ W goes down, @ W.T comes back."
     try:
-        answer = call(reconstruct, f_BG, W_GD, b_G)
+        answer = call(reconstruct, *given.values())
     except RuntimeError as error:  # the equation typed as it stands, with W where W.T belongs
         if "size of tensor" in str(error):  # what broadcasting says, the bias added in the plane
             rows = "b holds a number for each feature: add it after @ W.T, not in the plane."
         elif "shapes" not in str(error):
             raise
         raise Mistake(f"torch says: {error}. {rows}") from error
-    got = need_shape(answer, (6, 5), "the reconstruction", rows)
+    got = need_shape(answer, (B, G), "the reconstruction", rows)
+    for name, before in (("f_BG", f_BG), ("W_GD", W_GD), ("b_G", b_G)):
+        unchanged(given[name], before, name)
     wrong = {
         "the ReLU is missing": before_BG + b_G,
         "the bias is missing": before_BG.relu(),
@@ -156,24 +197,28 @@ def model(reconstruct: Callable) -> None:
             (f_BG @ W_GD).relu() @ W_GD.T + b_G
         ).relu(),
     }
-    otherwise = "compare with ReLU(W^T W f + b): two products with the same W, the bias, then ReLU"
-    diagnose(got, right, wrong, otherwise, rtol=1e-4, atol=1e-5)
+    otherwise = "compare with ReLU(W^T W f + b): two products with the same W, the bias, then ReLU."
+    diagnose(got, right, wrong, f"{otherwise} {difference(got, right)}", rtol=1e-4, atol=1e-5)
+    learned = {"W_GD": W_GD.clone().requires_grad_(), "b_G": b_G.clone().requires_grad_()}
+    learns(call_with_torch(reconstruct, f_BG.clone(), *learned.values()), **learned)
 
 
-@exercise("Exercise 2.3", passed="errors are squared first, weighted by importance, then averaged")
-def loss(weighted_loss: Callable) -> None:
-    """`weighted_loss(f_BG, f_hat_BG, importance_G)` -> one number."""
-    generator = torch.Generator().manual_seed(2)
-    f_BG, f_hat_BG = torch.rand(2, 7, 4, generator=generator)
-    importance_G = torch.tensor([1.0, 0.5, 0.25, 2.0])
+def _judge_loss(weighted_loss: Callable, B: int, G: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    f_BG, f_hat_BG = rand(2, B, G, generator=generator)
+    importance_G = 2 * rand(G, generator=generator)
     error_BG = f_BG - f_hat_BG
     square_BG = importance_G * error_BG.square()
-    got = need_shape(
-        call(weighted_loss, f_BG, f_hat_BG, importance_G),
-        (),
+    given = f_BG.clone(), f_hat_BG.clone(), importance_G.clone()
+    got = need_number(
+        call(weighted_loss, *given),
         "the loss",
         "Average over samples and features until one number is left.",
     )
+    for now, before, name in zip(
+        given, (f_BG, f_hat_BG, importance_G), ("f_BG", "f_hat_BG", "importance_G"), strict=True
+    ):
+        unchanged(now, before, name)
     _no_nan(got, "the loss", "0 / 0, or the square root of a negative number")
     wrong = {
         "importance is missing": error_BG.square().mean(),
@@ -194,8 +239,22 @@ def loss(weighted_loss: Callable) -> None:
             square_BG.sum() / (importance_G.sum() * len(f_BG))
         ),
     }
-    otherwise = "compare with the mean over samples and features of I_g (f_g - f_hat_g)^2"
-    diagnose(got, square_BG.mean(), wrong, otherwise, rtol=1e-4, atol=1e-7)
+    right = square_BG.mean()
+    otherwise = "compare with the mean over samples and features of I_g (f_g - f_hat_g)^2."
+    diagnose(got, right, wrong, f"{otherwise} {difference(got, right)}", rtol=1e-4, atol=1e-7)
+    f_hat_BG = f_hat_BG.clone().requires_grad_()
+    result = call_with_torch(weighted_loss, f_BG.clone(), f_hat_BG, importance_G.clone())
+    learns(result, f_hat_BG=f_hat_BG)
+
+
+def read_back(f_BG: Tensor, W_GD: Tensor, b_G: Tensor) -> Tensor:
+    """What the lesson goes on with while exercise 2.2 is open: the model, `[B, G]`."""
+    return torch.relu(f_BG @ W_GD @ W_GD.T + b_G)
+
+
+def weighted(f_BG: Tensor, f_hat_BG: Tensor, importance_G: Tensor) -> Tensor:
+    """The same for its loss, one number."""
+    return (importance_G * (f_BG - f_hat_BG).square()).mean()
 
 
 def _shares(W_GD: Tensor) -> Tensor:
@@ -209,18 +268,30 @@ def _shares(W_GD: Tensor) -> Tensor:
 
 
 @exercise(
-    "Exercise 2.4", passed="1 for a feature alone, 1/2 in an opposite pair, 2/5 in a pentagon"
+    "Exercise 2.3: dimensionality",
+    passed="1 for a feature alone, 1/2 in an opposite pair, 2/5 in a pentagon",
 )
 def dimensionality(share: Callable) -> None:
     """`share(W_GD)` -> `[G]`."""
-    generator = torch.Generator().manual_seed(3)
-    W_GD = torch.randn(6, 3, generator=generator)
+    for G, D, seed in ((6, 3, 3), (4, 5, 13)):
+        _judge_shares(share, randn(G, D, generator=torch.Generator().manual_seed(seed)))
+    for short in ([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 2.0]]):
+        W_GD = torch.tensor(short)
+        got = need_shape(call(share, W_GD.clone()), (len(W_GD),), "the answer")
+        if not close(got, W_GD.any(1).double(), atol=1e-4):
+            raise Mistake("a feature of length 0 has no share: 0, not NaN; keep 0 / 0 away with "
+                          "clamp")  # fmt: skip
+
+
+def _judge_shares(share: Callable, W_GD: Tensor) -> None:
     gram = W_GD @ W_GD.T
     norm_G = W_GD.norm(dim=1)
     unit_GD = W_GD / norm_G[:, None]
     cos2 = (unit_GD @ unit_GD.T).square()
     others = (unit_GD @ W_GD.T).square()
-    got = need_shape(call(share, W_GD), (6,), "the answer", "One number for each feature.")
+    answer = call(share, given := W_GD.clone())
+    got = need_shape(answer, (len(W_GD),), "the answer", "One number for each feature.")
+    unchanged(given, W_GD, "W_GD")
     wrong = {
         "feature g itself belongs to the sum: W_g . W_g / ||W_g|| is its own length": (
             norm_G.square() / (others.sum(1) - others.diag())
@@ -243,39 +314,6 @@ def dimensionality(share: Callable) -> None:
             norm_G.square() / others.T.sum(1)
         ),
     }
-    otherwise = "compare with ||W_g||^2 / sum over j of (W_g . W_j / ||W_g||)^2"
-    diagnose(got, _shares(W_GD), wrong, otherwise, rtol=1e-3, atol=1e-5)
-    forgotten = need_shape(call(share, torch.tensor([[1.0, 0.0], [0.0, 0.0]])), (2,), "the answer")
-    if not close(forgotten, [1.0, 0.0], atol=1e-4):
-        raise Mistake("a feature of length 0 has no share: 0, not NaN; keep 0 / 0 away with clamp")
-
-
-@exercise("Exercise 2.6", passed="rare and important weigh alike: only their product counts")
-def cost(cost_of_dropping: Callable) -> None:
-    """`cost_of_dropping(p_G, importance_G)` -> expected weighted squared error of each, `[G]`."""
-    p_G, importance_G = torch.tensor([0.5, 0.1, 1e-3]), torch.tensor([1.0, 3.0, 50.0])
-    each = "One number for each feature, no sum over them."
-    got = need_shape(call(cost_of_dropping, p_G, importance_G), (3,), "the cost", each)
-    _no_nan(got, "the cost", "look for 0 / 0 or an average over no samples at all")
-    right = importance_G * p_G / 3
-    wrong = {
-        "1/3 itself, not 0.33: here two digits are too few": importance_G * p_G * 0.33,
-        "the mean of a square is not the square of the mean: E[f^2] = 1/3, not 1/4": (
-            importance_G * p_G / 4
-        ),
-        "the error is squared: E[f^2] = 1/3, while 1/2 is E[f]": importance_G * p_G / 2,
-        "the amplitude is missing: when on, f^2 is 1/3 on average": importance_G * p_G,
-        "it costs something only when it is on, so p is missing": importance_G / 3,
-        "importance is missing": p_G / 3,
-        "p counts once: being on happens with probability p, not p^2": importance_G * p_G**2 / 3,
-        "p is the probability to be on": importance_G * (1 - p_G) / 3,
-    }
-    ratio_G = got / right
-    scatters = ratio_G.max() - ratio_G.min() > 0.01
-    if scatters and (ratio_G[:2] - 1).abs().max() < 0.4:  # the third is too rare to be drawn well
-        raise Mistake(
-            "near, but not exact: an average over drawn samples scatters; the mean of u^2 can be "
-            "worked out on paper"
-        )
-    otherwise = "importance times the probability to be on times the mean of f^2 when on"
-    diagnose(got, right, wrong, otherwise, rtol=5e-3, atol=1e-9)
+    right = _shares(W_GD)
+    otherwise = "compare with ||W_g||^2 / sum over j of (W_g . W_j / ||W_g||)^2."
+    diagnose(got, right, wrong, f"{otherwise} {difference(got, right)}", rtol=1e-3, atol=1e-5)

@@ -210,3 +210,28 @@ def norm_by_frequency(p_G: ArrayLike, norms: Mapping[str, ArrayLike]) -> Figure:
     ax.set_ylabel("length of direction")
     ax.invert_xaxis()
     return fig
+
+
+@literal
+def readings(W_GD: ArrayLike, h_BD: ArrayLike, errors: Mapping[str, ArrayLike]) -> Figure:
+    """Points of the plane, coloured by how far off their reading is; one panel for each reader.
+
+    Args:
+        W_GD: directions `[G, 2]`.
+        h_BD: points `[B, 2]`.
+        errors: reader -> the length of each point's error `[B]`.
+    """
+    h_BD, W_GD = np.asarray(h_BD), np.asarray(W_GD)
+    fig, axes = plt.subplots(1, len(errors), figsize=(7.4, 3.5), sharex=True, sharey=True)
+    top = max(float(np.asarray(error_B).max()) for error_B in errors.values())
+    for ax, (title, error_B) in zip(np.atleast_1d(axes), errors.items(), strict=True):
+        by_size = np.argsort(error_B)  # the worst on top
+        dots = ax.scatter(*h_BD[by_size].T, s=6, c=np.asarray(error_B)[by_size], cmap="cividis_r",
+                          vmin=0, vmax=top)  # fmt: skip
+        for g, (x, y) in enumerate(W_GD):
+            ax.plot([0, x], [0, y], color=DATA, lw=0.6, zorder=0)
+            ax.text(1.18 * x, 1.18 * y, g, ha="center", va="center", color=FEATURE)
+        ax.set(title=f"read by {title}", xlabel="activation of hidden neuron 0", aspect="equal")
+    np.atleast_1d(axes)[0].set_ylabel("activation of hidden neuron 1")
+    fig.colorbar(dots, ax=axes, label="length of the error")
+    return fig
