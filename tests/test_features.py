@@ -173,7 +173,7 @@ def test_a_probe_finds_nothing_in_noise_and_never_sees_the_second_half() -> None
 
 
 def told(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Scores of 12 candidates and one concept: 3 loud ones say nothing, 5 and 7 tell it together."""
+    """Scores of 12 candidates, one concept: the 3 loudest say nothing, 5 and 7 tell it together."""
     scores_NS, holds_N1 = normal(seed, 4_000, 12), normal(seed + 1, 4_000, 1) > 1
     scores_NS[:, :3] *= 50
     scores_NS[:, 5] += 1.5 * holds_N1[:, 0]

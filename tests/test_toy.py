@@ -177,7 +177,7 @@ def test_planted_pairs_follow_their_law_and_so_does_the_control():
         assert both_P.tolist() == pytest.approx([together] * 5, abs=0.005)
         assert on_BG.double().sum(1).mean() == pytest.approx(world.l0, rel=0.01)
         amplitudes = f_BG[on_BG]
-        assert 0.8 <= amplitudes.min() and amplitudes.max() <= 1.2
+        assert amplitudes.min() >= 0.8 and amplitudes.max() <= 1.2
         torch.testing.assert_close(x_BD, f_BG @ pairs.directions_GD)
     assert torch.equal(pairs.directions_GD, pairs.independent().directions_GD)
 
