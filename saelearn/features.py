@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saelearn.activations import Activations
 from saelearn.errors import Refusal, check_range
 from saelearn.lm import LM, warn_if_others
-from saelearn.metrics import effective_number
+from saelearn.metrics import best_f1, effective_number
 from saelearn.sae import SAE
 
 
@@ -191,3 +191,41 @@ def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(n, d, generator=generator)
     return directions / directions.norm(dim=1, keepdim=True)
+
+
+def most_telling(scores_NS: Tensor, labels_NC: Tensor, k: int) -> Tensor:
+    """For each concept the k candidates whose means differ most between its rows and the others.
+
+    Differences count in units of each candidate's standard deviation, on the first half of the
+    rows (Gurnee et al., 2023, "Finding Neurons in a Haystack"). Strongest first, `[C, k]`.
+    """
+    check_range(k, "k", 1, scores_NS.shape[1])
+    half = len(scores_NS) // 2
+    scores_NS, labels_NC = scores_NS[:half], labels_NC[:half].to(scores_NS.dtype)
+    held_C1 = labels_NC.sum(0)[:, None]
+    sum_CS = labels_NC.T @ scores_NS
+    with_CS = sum_CS / held_C1.clamp(min=1)
+    without_CS = (scores_NS.sum(0) - sum_CS) / (half - held_C1).clamp(min=1)
+    apart_CS = (with_CS - without_CS).abs() / scores_NS.std(0).clamp(min=1e-6)
+    return apart_CS.topk(k).indices
+
+
+def sparse_probe_f1(scores_NS: Tensor, labels_NC: Tensor, k: int) -> Tensor:
+    """Held-out F1 of a probe that reads k candidates for each concept, `[C]`.
+
+    The candidates are `most_telling`; the probe is the least-squares discriminant on them, with
+    its threshold, all from the first half of the rows. With few features a probe says how
+    concentrated a concept is; with all of them it is a linear probe, whatever the basis.
+    """
+    half, f1_C = len(scores_NS) // 2, []
+    scores_SN = scores_NS.T.contiguous()  # a candidate's scores side by side: gathered at once
+    for c, columns in enumerate(most_telling(scores_NS, labels_NC, k)):
+        z_kN = scores_SN[columns].double()
+        z_kN = z_kN - z_kN[:, :half].mean(1, keepdim=True)
+        holds_N = labels_NC[:half, c].double()
+        ridge_kk = 1e-6 * half * torch.eye(k, dtype=torch.double)
+        gram_kk = z_kN[:, :half] @ z_kN[:, :half].T + ridge_kk
+        w_k = torch.linalg.solve(gram_kk, z_kN[:, :half] @ (holds_N - holds_N.mean()))
+        read_N1 = (w_k @ z_kN).float()[:, None]
+        f1_C.append(best_f1(read_N1, labels_NC[:, [c]], n_thresholds=40).f1_C[0])
+    return torch.stack(f1_C)

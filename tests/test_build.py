@@ -9,7 +9,7 @@ from saelearn import artifacts, tiny
 from saelearn.errors import Refusal
 from saelearn.lm import LM
 from saelearn.sae import TopK
-from saelearn.tiny import build, dial, pretrain, shipped
+from saelearn.tiny import build, controls, dial, pretrain, shipped
 
 
 def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
@@ -19,6 +19,9 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(build, "SAE_TRAINING", training)
     monkeypatch.setattr(shipped, "D_SAE", 16)
     monkeypatch.setattr(dial, "L1_COEFFICIENTS", (0.3,))
+    small = {"D_SAE": 16, "K": 2, "DOCUMENTS": 40, "HELD_OUT": 12, "STEPS": 2, "TEXTS": 2}
+    for name, value in (small | {"SEEDS": (0,), "REPRESENTED": 0.0}).items():
+        monkeypatch.setattr(controls, name, value)
     for name in ("HELD_OUT", "FOURGRAM", "SAE", "PROBE"):
         monkeypatch.setattr(build, f"{name}_DOCUMENTS", 40)
 
@@ -37,6 +40,8 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     assert len(tiny.recipes()) == 20
     assert set(tiny.probe_f1()) == set(tiny.held_out(2).names)
     assert len(dial.load_sweep()) == 1
+    for kind, scores in controls.scores().items():
+        assert controls.load_control(kind).d_sae == 16 and len(scores) == 1
 
 
 def test_seeds_are_tried_until_the_site_holds_what_was_said(monkeypatch, capsys):

@@ -9,7 +9,7 @@ import torch
 from tiny_models import WIDTH, make, some_tokens
 from torch import Tensor, nn
 
-from saelearn import features
+from saelearn import features, metrics
 from saelearn.activations import Activations, collect
 from saelearn.errors import Refusal
 from saelearn.sae import SAE
@@ -170,6 +170,45 @@ def test_a_probe_finds_nothing_in_noise_and_never_sees_the_second_half() -> None
     other_NC[300:] = ~other_NC[300:]
     again_NC = features.linear_probe(x_ND, other_NC, iterations=20)
     assert torch.equal(again_NC, scores_NC)
+
+
+def told(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Scores of 12 candidates, one concept: the 3 loudest say nothing, 5 and 7 tell it together."""
+    scores_NS, holds_N1 = normal(seed, 4_000, 12), normal(seed + 1, 4_000, 1) > 1
+    scores_NS[:, :3] *= 50
+    scores_NS[:, 5] += 1.5 * holds_N1[:, 0]
+    scores_NS[:, 7] -= 1.5 * holds_N1[:, 0]
+    return scores_NS, holds_N1
+
+
+def test_a_sparse_probe_reads_what_tells_not_what_is_loud() -> None:
+    scores_NS, holds_N1 = told()
+    chosen = features.most_telling(scores_NS, holds_N1, 2)
+    assert sorted(chosen[0].tolist()) == [5, 7]
+    one, two = (float(features.sparse_probe_f1(scores_NS, holds_N1, k)) for k in (1, 2))
+    all_12 = float(features.sparse_probe_f1(scores_NS, holds_N1, 12))
+    assert one + 0.05 < two == pytest.approx(all_12, abs=0.03)
+
+
+def test_a_sparse_probe_on_everything_is_scikit_learns_discriminant() -> None:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    scores_NS, holds_N1 = told(5)
+    lda = LinearDiscriminantAnalysis().fit(scores_NS[:2_000], holds_N1[:2_000, 0])
+    read_N1 = torch.from_numpy(lda.decision_function(scores_NS)).float()[:, None]
+    expected = metrics.best_f1(read_N1, holds_N1, n_thresholds=40).f1_C
+    torch.testing.assert_close(features.sparse_probe_f1(scores_NS, holds_N1, 12), expected)
+
+
+def test_a_sparse_probe_never_sees_the_second_half() -> None:
+    scores_NS, holds_N1 = told(9)
+    turned_N1 = holds_N1.clone()
+    turned_N1[2_000:] = ~turned_N1[2_000:]
+    first, second = (features.most_telling(scores_NS, h, 3) for h in (holds_N1, turned_N1))
+    assert first.tolist() == second.tolist()
+    for k in (0, 13):
+        with pytest.raises(Refusal, match="k"):
+            features.most_telling(scores_NS, holds_N1, k)
 
 
 def test_random_directions_are_unit_and_repeat() -> None:

@@ -165,3 +165,35 @@ def test_planted_features_are_what_the_data_are_made_of():
     first, second = planted.batches(8, seed=3), planted.batches(8, seed=3)
     assert torch.equal(next(first), next(second))
     assert not torch.equal(next(first), planted.sample(8, generator=generator(3))[0])
+
+
+def test_planted_pairs_follow_their_law_and_so_does_the_control():
+    pairs = toy.PlantedPairs.make(5, 9, p=0.2, given=0.7, amplitudes=(0.8, 1.2), seed=3)
+    for world, together in ((pairs, 0.2 * 0.7), (pairs.independent(), 0.2 * 0.2)):
+        x_BD, f_BG = world.sample(200_000, generator=generator(1))
+        on_BG = f_BG > 0
+        assert on_BG.double().mean(0).tolist() == pytest.approx([0.2] * 10, abs=0.005)
+        both_P = (on_BG[:, ::2] & on_BG[:, 1::2]).double().mean(0)
+        assert both_P.tolist() == pytest.approx([together] * 5, abs=0.005)
+        assert on_BG.double().sum(1).mean() == pytest.approx(world.l0, rel=0.01)
+        amplitudes = f_BG[on_BG]
+        assert amplitudes.min() >= 0.8 and amplitudes.max() <= 1.2
+        torch.testing.assert_close(x_BD, f_BG @ pairs.directions_GD)
+    assert torch.equal(pairs.directions_GD, pairs.independent().directions_GD)
+
+
+def test_a_child_never_comes_without_its_parent():
+    families = toy.PlantedPairs.make(4, 6, p=0.3, given=0.5, otherwise=0)
+    _, f_BG = families.sample(20_000, generator=generator(2))
+    child_BP, parent_BP = f_BG[:, 1::2] > 0, f_BG[:, ::2] > 0
+    assert child_BP.any() and not (child_BP & ~parent_BP).any()
+    assert families.l0 == pytest.approx(4 * (0.3 + 0.15))
+    batch_BD = next(families.batches(7, seed=4))
+    assert torch.equal(batch_BD, families.sample(7, generator=generator(4))[0])
+
+
+def test_pairs_of_an_odd_number_are_refused():
+    with pytest.raises(Refusal, match="even"):
+        toy.PlantedPairs(torch.eye(3), 0.1, 0.5, 0.1)
+    with pytest.raises(Refusal, match="given"):
+        toy.PlantedPairs(torch.eye(4), 0.1, 1.5, 0.1)

@@ -1,5 +1,6 @@
 """Small data whose truth is known: superposition, planted features, sparse coding."""
 
+from saelearn.toy.pairs import PlantedPairs
 from saelearn.toy.superposition import (
     PlantedFeatures,
     ToyModel,
@@ -12,6 +13,7 @@ from saelearn.toy.superposition import (
 
 __all__ = [
     "PlantedFeatures",
+    "PlantedPairs",
     "ToyModel",
     "ToyRun",
     "dimensionality",
