@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from saelearn import toy
+from saelearn.exercises import lesson03 as check
 from saelearn.plots import patches
 from saelearn.toy import sparse_coding
 
@@ -25,7 +26,7 @@ X_BD, F_BF = PLANTED.sample(50, generator=torch.Generator().manual_seed(0))
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
     """The lesson's functions, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch, "toy": toy, "sc": sparse_coding}
+    names: dict[str, Any] = {"torch": torch, "toy": toy, "sc": sparse_coding, "check": check}
     for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
         if cell["cell_type"] == "code":
             body = ast.parse("".join(cell["source"])).body
@@ -122,3 +123,13 @@ def test_a_patch_is_drawn_as_its_strongest_atoms_their_sum_and_what_is_left():
     torch.testing.assert_close(shown[3], f_F @ W_FD / 2, **close)
     torch.testing.assert_close(shown[3] + shown[4], shown[0], **close)
     plt.close(figure)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_bottom_of_the_landscape_is_where_iterating_ends(lesson, seed):
+    draw = torch.Generator().manual_seed(seed)
+    two_FD = torch.nn.functional.normalize(torch.randn(2, 3, generator=draw), dim=1)
+    x_D, l1 = torch.randn(3, generator=draw), 0.1 + 0.4 * float(torch.rand((), generator=draw))
+    end_BF = sparse_coding.fista(x_D[None], two_FD, l1, steps=3_000, nonnegative=True)
+    for best in (check.lowest, lesson["best_code"]):
+        torch.testing.assert_close(best(x_D, two_FD, l1), end_BF[0], atol=1e-4, rtol=0)

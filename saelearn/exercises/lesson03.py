@@ -1,16 +1,19 @@
 """Checks of lesson 03, sparse coding.
 
-Every target is computed here, from the definitions and without the library's solvers.
+Every target is computed here, from the definitions and without the library's solvers, from copies
+that an answer never sees.
 Shapes: B batch, D width of a row, F atoms.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, full, randn, where, zeros_like
+from torch.linalg import eigvalsh
 
 from saelearn.exercises import (
     Mistake,
@@ -19,14 +22,30 @@ from saelearn.exercises import (
     call,
     close,
     diagnose,
+    difference,
     exercise,
     guesses,
     need_shape,
 )
+from saelearn.exercises.landscape import lowest, two_atoms
+from saelearn.exercises.trainable import unchanged
+
+__all__ = [
+    "dictionary_step",
+    "first_step_encoder",
+    "ista_step",
+    "lowest",
+    "predicted_gap",
+    "predicted_on",
+    "predicted_steps",
+    "shuffled_pixels",
+    "soft_threshold",
+    "two_atoms",
+]
 
 
 def _draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _unit(W_FD: Tensor) -> Tensor:
@@ -36,66 +55,59 @@ def _unit(W_FD: Tensor) -> Tensor:
 def _soft(a: Tensor, threshold: float | Tensor) -> Tensor:
     """Three cases, as the definition has them."""
     high, low = a - threshold, a + threshold
-    return torch.where(a > threshold, high, torch.where(a < -threshold, low, torch.zeros_like(a)))
+    return where(a > threshold, high, where(a < -threshold, low, zeros_like(a)))
 
 
 def _steepest(W_FD: Tensor) -> Tensor:
     """The dictionary's own curvature."""
-    return torch.linalg.eigvalsh(W_FD @ W_FD.T)[-1]
+    return eigvalsh(W_FD @ W_FD.T)[-1]
 
 
 def _call(function: Callable, *args: Any, remedies: dict[str, str] | None = None) -> Any:
-    """`call` with copies, which may be changed in place; a remedy for errors with such words."""
+    """`call` with copies that must stay as they are; a remedy for errors with such words."""
     copies = [each.clone() if isinstance(each, Tensor) else each for each in args]
     try:
-        return call(function, *copies)
+        result = call(function, *copies)
     except (RuntimeError, ValueError) as error:
         for words, remedy in (remedies or {}).items():
             if words in str(error):
                 told = type(error)(f"{error}\n{remedy}")
                 raise told.with_traceback(error.__traceback__) from None
         raise
+    for number, (now, before) in enumerate(zip(copies, args, strict=True)):
+        if isinstance(before, Tensor):
+            unchanged(now, before, f"argument {number + 1} of your function")
+    return result
+
+
+def predicted_on(guess: Any, n_on: int) -> Verdict:
+    """A reply to how many of the 64 numbers of the shortest code are not 0."""
+
+    def answer(guess: Any) -> str:
+        value = guesses.number(guess, 0, 64)
+        if value > n_on - 3:
+            return f"right, {n_on}: it pays by the square, so it spreads the work over everyone."
+        which = "Of 1 and 0, or 0.5 and 0.5, the second is shorter."
+        if value <= 5:
+            return f"that is the truth, but who tells the method? It has {n_on}. {which}"
+        if value == 32:
+            return f"32 would do (32 equations), but the shortest has {n_on}. {which}"
+        return f"more: {n_on}. {which}"
+
+    return guesses.reply("the shortest code", guess, answer)
 
 
 @exercise(
-    "Exercise 3.1: predict the shortest code",
-    passed="all 64. The shortest code pays by the square, so it spreads the work over everyone; "
-    "look at it below.",
-)
-def shortest_code(guess: Any) -> None:
-    """How many of the 64 numbers of the least-squares code are not 0."""
-    if isinstance(guess, str) and guess.strip().lower() in ("all", "all 64", "all of them"):
-        return
-    if isinstance(guess, bool | str) or as_tensor(guess, "your guess").numel() != 1:
-        raise Mistake("one number is asked for: how many of the 64 are not zero")
-    number = float(as_tensor(guess, "your guess"))
-    if number == 64:
-        return
-    if not 0 <= number <= 64:
-        raise Mistake("there are 64 numbers in a code, so the answer lies between 0 and 64")
-    if number == 0:
-        raise Mistake("a code of zeros gives x = 0: something must be on. And the shortest code?")
-    which = "Which is shorter: 1 and 0, or 0.5 and 0.5?"
-    if number <= 5:
-        raise Mistake(
-            "that would be the truth, but who tells the method? Being short is another wish than "
-            f"being sparse. {which}"
-        )
-    if number == 32:
-        raise Mistake(f"a code with 32 exists (32 equations need no more): the shortest? {which}")
-    raise Mistake("think of two numbers with the sum 1. Which pair has the least sum of squares?")
-
-
-@exercise(
-    "Exercise 3.2: the soft threshold",
+    "Exercise 3.1: the soft threshold",
     passed="what is small becomes exactly 0, everything else moves toward 0 by the same amount.",
 )
 def soft_threshold(function: Callable) -> None:
     """`soft(a, threshold)`, elementwise, for negative numbers too."""
-    a = torch.tensor([-1.5, -0.6, -0.2, 0.0, 0.1, 0.4, 0.9, 2.0])
+    edge = torch.tensor([-1.5, -0.6, -0.2, 0.0, 0.1, 0.4, 0.9, 2.0])
     whole = "a is a whole tensor: `if` and max() want one number; use torch.relu, entry by entry."
-    for t in (0.3, 0.5):
-        z = need_shape(_call(function, a, t, remedies={"ambiguous": whole}), (8,), "the result")
+    for a, t in ((edge, 0.3), (edge, 0.5), (_draw(3, 5, seed=32), 0.8)):
+        answer = _call(function, a, t, remedies={"ambiguous": whole})
+        z = need_shape(answer, tuple(a.shape), "the result")
         if z.isnan().any():
             raise Mistake("there is a NaN: a / |a| is 0 / 0 at a = 0; a.sign() is 0 there")
         size, past = a.abs(), "small numbers pass through 0 and come out on the other side: "
@@ -105,8 +117,8 @@ def soft_threshold(function: Callable) -> None:
             "subtract the threshold from what survives, don't only cut.": a * (size > t),
             "the sign is lost: multiply by a.sign() at the end.": (size - t).relu(),
             f"{past}stop them at 0.": a.sign() * (size - t),
-            f"{past}two cases are too few.": torch.where(a > 0, a - t, a + t),
-            "two cases are too few: small numbers become 0.": torch.where(a > t, a - t, a + t),
+            f"{past}two cases are too few.": where(a > 0, a - t, a + t),
+            "two cases are too few: small numbers become 0.": where(a > t, a - t, a + t),
             "negative numbers move up, toward 0: a + threshold there.": (a - t) * (size > t),
             "that moves everything down; negative numbers should move up, small ones stop at 0.": (
                 a - t
@@ -115,22 +127,30 @@ def soft_threshold(function: Callable) -> None:
             "that is what is cut away: keep the rest, a minus this.": a.clamp(-t, t),
             "you subtract half the threshold; the λ/2 is already in it.": _soft(a, t / 2),
         }
-        diagnose(z, _soft(a, t), wrong, "not it: |a| - threshold, at least 0, with the sign of a.")
+        right = _soft(a, t)
+        otherwise = "not it: |a| - threshold, at least 0, with the sign of a."
+        diagnose(z, right, wrong, f"{otherwise} {difference(z, right)}")
 
 
 @exercise(
-    "Exercise 3.3: one step of ISTA",
+    "Exercise 3.2: one step of ISTA",
     passed="down the error, then threshold: repeat it, and it converges to the best sparse code.",
 )
 def ista_step(step: Callable) -> None:
     """`ista_step(x_BD, f_BF, W_dec_FD, l1_coefficient, curvature)` -> `[B, F]`."""
-    x_BD, f_BF = _draw(4, 3, seed=31), _draw(4, 6, seed=32)
-    W_FD, l1, c = _unit(_draw(6, 3, seed=33)), 0.4, 2.5
+    for B, D, F, l1, c in ((4, 3, 6, 0.4, 2.5), (2, 5, 3, 0.7, 1.6)):
+        x_BD, f_BF = _draw(B, D, seed=31), _draw(B, F, seed=32)
+        _judge_ista_step(step, x_BD, f_BF, _unit(_draw(F, D, seed=33)), l1, c)
+
+
+def _judge_ista_step(
+    step: Callable, x_BD: Tensor, f_BF: Tensor, W_FD: Tensor, l1: float, c: float
+) -> None:
     pull, own = (x_BD - f_BF @ W_FD) @ W_FD.T, _steepest(W_FD)
     moved, t = f_BF + pull / c, l1 / (2 * c)
     shapes = "The residual is [B, D]; times W_dec_FD.T it is [B, F]."
     new_BF = _call(step, x_BD, f_BF, W_FD, l1, c, remedies={"cannot be multiplied": shapes})
-    new_BF = need_shape(new_BF, (4, 6), "the new code", shapes)
+    new_BF = need_shape(new_BF, tuple(f_BF.shape), "the new code", shapes)
     wrong = {
         "the threshold is missing: this is plain gradient descent.": moved,
         "that goes uphill: add what is left over, x - f W.": _soft(f_BF - pull / c, t),
@@ -151,8 +171,9 @@ def ista_step(step: Callable) -> None:
         "use the curvature that is handed in.": _soft(f_BF + pull / own, l1 / (2 * own)),
         "l1 / 2 * c multiplies by c; write l1 / (2 * c).": _soft(moved, l1 / 2 * c),
     }
+    right = _soft(moved, t)
     otherwise = "compare with soft(f + (x - f W) W^T / c, λ / (2c)), term by term."
-    diagnose(new_BF, _soft(moved, t), wrong, otherwise, atol=1e-5)
+    diagnose(new_BF, right, wrong, f"{otherwise} {difference(new_BF, right)}", atol=1e-5)
 
 
 @exercise(
@@ -161,8 +182,15 @@ def ista_step(step: Callable) -> None:
 )
 def dictionary_step(step: Callable) -> None:
     """`dictionary_step(W_dec_FD, x_BD, f_BF, rate)` -> `[F, D]`."""
-    x_BD, W_FD, rate = _draw(7, 3, seed=41), _unit(_draw(5, 3, seed=42)), 0.5
-    f_BF = _draw(7, 5, seed=43) * (_draw(7, 5, seed=44) > 0)
+    for B, D, F, rate in ((7, 3, 5, 0.5), (9, 4, 3, 0.8)):
+        x_BD, W_FD = _draw(B, D, seed=41), _unit(_draw(F, D, seed=42))
+        f_BF = _draw(B, F, seed=43) * (_draw(B, F, seed=44) > 0)
+        f_BF[0] = 0.3  # each atom is used somewhere
+        _judge_atoms(step, W_FD, x_BD, f_BF, rate)
+        _judge_idle(step, W_FD, x_BD, f_BF)
+
+
+def _judge_atoms(step: Callable, W_FD: Tensor, x_BD: Tensor, f_BF: Tensor, rate: float) -> None:
     shapes = "f_BF.T @ residual_BD is [F, D]."
     remedies = {
         "must match the size": "each atom's number divides its whole row: make them a column, by "
@@ -170,7 +198,7 @@ def dictionary_step(step: Callable) -> None:
         "cannot be multiplied": shapes,
     }
     new_FD = _call(step, W_FD, x_BD, f_BF, rate, remedies=remedies)
-    new_FD = need_shape(new_FD, (5, 3), "the dictionary", shapes)
+    new_FD = need_shape(new_FD, tuple(W_FD.shape), "the dictionary", shapes)
     used, signed = f_BF.square().sum(0)[:, None], f_BF.sum(0)[:, None].clamp(min=1e-12)
     sums = rate * f_BF.T @ (x_BD - f_BF @ W_FD)
     long = W_FD + sums / used
@@ -191,8 +219,8 @@ def dictionary_step(step: Callable) -> None:
         "one length for the whole matrix: each row is to have length 1.": long / long.norm(),
     }
     otherwise = "compare with W_i + rate * Σ_b f_bi r_b / Σ_b f_bi², each row then of length 1."
-    diagnose(new_FD, _unit(long), wrong, otherwise, atol=1e-5)
-    _judge_idle(step, W_FD, x_BD, f_BF)
+    right = _unit(long)
+    diagnose(new_FD, right, wrong, f"{otherwise} {difference(new_FD, right)}", atol=1e-5)
 
 
 def _judge_idle(step: Callable, W_FD: Tensor, x_BD: Tensor, f_BF: Tensor) -> None:
@@ -206,10 +234,11 @@ def _judge_idle(step: Callable, W_FD: Tensor, x_BD: Tensor, f_BF: Tensor) -> Non
 
 
 SHUFFLED = {
-    "edges": ("edge", "the same", "same", "line"),
-    "noise": ("noise", "nothing", "random", "garbage"),
-    "blobs": ("blob", "smooth", "other", "something"),
+    "edges": {"edge", "edges", "same"},
+    "noise": {"noise", "nothing", "random", "garbage"},
+    "blobs": {"blob", "blobs", "smooth"},
 }
+NEGATED = {"no", "not", "none", "without", "or", "and", "neither", "never"}
 
 
 @exercise(
@@ -222,8 +251,9 @@ def shuffled_pixels(guess: Any) -> None:
         raise Mistake('a word is asked for: "edges", "noise" or "blobs"')
     if guess.strip() in ("", "..."):
         raise NotImplementedError
-    word = guess.strip().lower()
-    meant = next((m for m, starts in SHUFFLED.items() if word.startswith(starts)), None)
+    words = set(re.findall(r"[a-z]+", guess.lower()))
+    named = [meaning for meaning, those in SHUFFLED.items() if those & words]
+    meant = named[0] if len(named) == 1 and not words & NEGATED else None
     wrong = {
         "noise": "shuffling hides the edges from us. Does it hide them from the method? Look for "
         "the place in its two steps where it uses which pixel lies beside which.",
@@ -233,7 +263,7 @@ def shuffled_pixels(guess: Any) -> None:
     if meant in wrong:
         raise Mistake(wrong[meant])
     if meant is None:
-        raise Mistake('choose one of "edges", "noise" and "blobs"')
+        raise Mistake('choose one of "edges", "noise" and "blobs", and write no other word')
 
 
 @exercise(
@@ -242,21 +272,28 @@ def shuffled_pixels(guess: Any) -> None:
 )
 def first_step_encoder(encoder: Callable) -> None:
     """`first_step_encoder(W_dec_FD, l1_coefficient, curvature)` -> `W_enc_DF`, `b_enc`."""
-    W_FD, l1, c = _unit(_draw(6, 4, seed=61)), 0.3, 2.2
+    for F, D, l1, c in ((6, 4, 0.3, 2.2), (3, 5, 0.8, 1.4)):
+        _judge_encoder(encoder, _unit(_draw(F, D, seed=61)), l1, c)
+
+
+def _judge_encoder(encoder: Callable, W_FD: Tensor, l1: float, c: float) -> None:
+    n_atoms = len(W_FD)
     answer = _call(encoder, W_FD, l1, c)
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise Mistake("return two things: W_enc_DF, b_enc")
     if any(part is ... or part is None for part in answer):
         raise NotImplementedError
-    if as_tensor(answer[0], "W_enc_DF").numel() in (1, 6) and as_tensor(answer[1], "b").ndim == 2:
+    n_numbers = as_tensor(answer[0], "W_enc_DF").numel()
+    if n_numbers in (1, n_atoms) and as_tensor(answer[1], "b").ndim == 2:
         raise Mistake("the order is W_enc_DF, b_enc: the matrix first, then the bias")
     hint = "x_BD @ W_enc_DF should be [B, F]: transpose the dictionary."
-    W_enc_DF = need_shape(answer[0], (4, 6), "W_enc_DF", hint)
+    W_enc_DF = need_shape(answer[0], tuple(W_FD.T.shape), "W_enc_DF", hint)
     _judge_matrix(W_enc_DF, W_FD, c)
     b_enc = as_tensor(answer[1], "b_enc")
-    if tuple(b_enc.shape) not in ((), (1,), (6,), (1, 6)):
-        raise Mistake(f"b_enc has shape {tuple(b_enc.shape)}: one number, or one for each atom (6)")
-    _judge_bias(b_enc.reshape(-1).expand(6), l1, c)
+    if tuple(b_enc.shape) not in ((), (1,), (n_atoms,), (1, n_atoms)):
+        raise Mistake(f"b_enc has shape {tuple(b_enc.shape)}: one number, or one for each atom "
+                      f"({n_atoms})")  # fmt: skip
+    _judge_bias(b_enc.reshape(-1).expand(n_atoms), l1, c)
 
 
 def _judge_matrix(W_enc_DF: Tensor, W_FD: Tensor, c: float) -> None:
@@ -271,7 +308,7 @@ def _judge_matrix(W_enc_DF: Tensor, W_FD: Tensor, c: float) -> None:
 
 
 def _judge_bias(b_enc_F: Tensor, l1: float, c: float) -> None:
-    right = torch.full((6,), -l1 / (2 * c))
+    right = full(b_enc_F.shape, -l1 / (2 * c))
     wrong = {
         "b_enc: ReLU(a - t) subtracts the threshold, so the bias is negative.": -right,
         "b_enc: the threshold is λ / (2c): mind the 2.": 2 * right,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from every_lesson import *  # noqa: F403
+from scipy.optimize import nnls
 
 from saelearn.exercises import lesson03 as check
 
@@ -97,6 +98,87 @@ def soft_with_numpy_if(a, t):
     return a - t if a > t else 0 * a
 
 
+def soft_for_eight(a, t):
+    """Knows its numbers by heart."""
+    return soft(a, t) if a.numel() == 8 else soft(a, 0.5)
+
+
+def soft_backwards(a, t):
+    return soft_with_numpy(a, t)[..., ::-1][..., ::-1]  # a negative stride, twice
+
+
+def step_for_unit_price(x, f, W, l1, c):
+    """Right for the first case alone."""
+    return soft(f + (x - f @ W) @ W.T / c, 0.4 / (2 * c))
+
+
+def step_with_numpy(x, f, W, l1, c):
+    x, f, W = (each.numpy() for each in (x, f, W))
+    moved = f + (x - f @ W) @ W.T / c
+    return np.sign(moved) * np.maximum(np.abs(moved) - l1 / (2 * c), 0)
+
+
+def step_that_leaves_its_residual(x, f, W, l1, c):
+    result = step(x, f, W, l1, c)
+    x -= f @ W
+    return result
+
+
+def atoms_normed_before(W, x, f, rate):
+    """The input's atoms are normalised in place, which their length of 1 hides."""
+    W *= 1.5
+    return atoms(W / 1.5, x, f, rate)
+
+
+def atoms_at_half_rate(W, x, f, rate):
+    return atoms(W, x, f, 0.5)
+
+
+def best_by_cases(x, W, l1):
+    cosine, seen = float(W[0] @ W[1]), W @ x - l1 / 2
+    both = torch.stack([seen[0] - cosine * seen[1], seen[1] - cosine * seen[0]]) / (1 - cosine**2)
+    if both.min() > 0:
+        return both
+    only = seen.relu()
+    keep = int(only[1] > only[0])  # alone, an atom saves the square of its strength
+    return torch.stack([only[0] * (1 - keep), only[1] * keep])
+
+
+def best_by_descent(x, W, l1):
+    """Coordinate descent, until nothing moves."""
+    f = torch.zeros(2)
+    for _ in range(3_000):
+        f[0] = torch.relu(W[0] @ (x - f[1] * W[1]) - l1 / 2)
+        f[1] = torch.relu(W[1] @ (x - f[0] * W[0]) - l1 / 2)
+    return f
+
+
+def best_by_nnls(x, W, l1):
+    """Up to a constant the whole cost is a least squares of another target."""
+    gram = (W @ W.T).double().numpy()
+    root = np.linalg.cholesky(gram)
+    target = np.linalg.solve(root, (W @ x).double().numpy() - l1 / 2)
+    return nnls(root.T, target)[0]
+
+
+def unpriced(x, W, l1):
+    return torch.linalg.solve(W @ W.T, W @ x)
+
+
+def priced(x, W, l1):
+    return torch.linalg.solve(W @ W.T, W @ x - l1 / 2)
+
+
+def best_in_place(x, W, l1):
+    result = best_by_cases(x, W, l1)
+    x -= result @ W
+    return result
+
+
+def best_in_two_dimensions(x, W, l1):
+    return best_by_cases(x, W, l1) if len(x) == 2 else torch.zeros(2)
+
+
 def encoder(W, l1, c):
     return W.T / c, -l1 / (2 * c)
 
@@ -105,24 +187,36 @@ def encoder_with_a_bias_each(W, l1, c):
     return [W.T * (1 / c), torch.full((len(W),), -0.5 * l1 / c)]
 
 
+def encoder_with_numpy(W, l1, c):
+    return W.numpy().T / c, np.array([-l1 / c / 2])
+
+
+def encoder_in_place(W, l1, c):
+    W /= c
+    return W.T, -l1 / (2 * c)
+
+
 def use(f):
     return f.square().sum(0)[:, None]
 
 
 RIGHT = [
-    (check.shortest_code, (64,)),
-    (check.shortest_code, ("all",)),
-    (check.shortest_code, (torch.tensor(64),)),
+    (check.predicted_on, (64, 64)),
+    (check.predicted_on, (3, 64)),
+    (check.predicted_on, (torch.tensor(32), 64)),
     (check.soft_threshold, (soft,)),
     (check.soft_threshold, (soft_by_two_relus,)),
     (check.soft_threshold, (soft_with_numpy,)),
+    (check.soft_threshold, (soft_backwards,)),
     (check.soft_threshold, (soft_by_cutting,)),
-    (check.soft_threshold, (soft_in_place,)),
     (check.ista_step, (step,)),
-    (check.ista_step, (step_in_place,)),
+    (check.ista_step, (step_with_numpy,)),
     (check.ista_step, (step_by_autograd,)),
+    (check.two_atoms, (best_by_cases,)),
+    (check.two_atoms, (best_by_descent,)),
+    (check.two_atoms, (best_by_nnls,)),
+    (check.two_atoms, (check.lowest,)),
     (check.dictionary_step, (atoms,)),
-    (check.dictionary_step, (atoms_in_place,)),
     (check.dictionary_step, (atoms_one_by_one,)),
     (check.dictionary_step, (atoms_with_epsilon,)),
     (check.shuffled_pixels, ("edges",)),
@@ -130,6 +224,7 @@ RIGHT = [
     (check.shuffled_pixels, ("the same",)),
     (check.first_step_encoder, (encoder,)),
     (check.first_step_encoder, (encoder_with_a_bias_each,)),
+    (check.first_step_encoder, (encoder_with_numpy,)),
     (check.predicted_steps, (30, 29)),
     (check.predicted_steps, (90.0, 29)),
     (check.predicted_gap, (1.05, 1.4)),
@@ -137,14 +232,13 @@ RIGHT = [
 ]
 
 WRONG = [
-    (check.shortest_code, (3,), "would be the truth"),
-    (check.shortest_code, (32,), "32 equations"),
-    (check.shortest_code, (17,), "two numbers with the sum 1"),
-    (check.shortest_code, (128,), "between 0 and 64"),
-    (check.shortest_code, ("many",), "one number"),
-    (check.shortest_code, (True,), "one number"),
-    (check.shortest_code, (0,), "something must be on"),
-    (check.shortest_code, ([3, 4],), "one number"),
+    (check.predicted_on, ("many", 64), "a str"),
+    (check.predicted_on, (128, 64), "between 0 and 64"),
+    (check.predicted_on, (-1, 64), "between 0 and 64"),
+    (check.predicted_on, (True, 64), "a bool"),
+    (check.predicted_on, ([3, 4], 64), "a list"),
+    (check.soft_threshold, (soft_in_place,), "argument 1 of your function itself is overwritten"),
+    (check.soft_threshold, (soft_for_eight,), "expected"),
     (check.soft_threshold, (lambda a, t: (a - t).relu(),), "negative numbers all became 0"),
     (check.soft_threshold, (lambda a, t: torch.where(a.abs() > t, a, 0.0),), "don't only cut"),
     (check.soft_threshold, (lambda a, t: (a.abs() - t).relu(),), "sign is lost"),
@@ -220,6 +314,22 @@ WRONG = [
     (check.ista_step, (lambda x, f, W, l1, c: f + (x - f @ W) @ W / c,), "raised RuntimeError"),
     (check.ista_step, (lambda x, f, W, l1, c: f + (x - f @ W) @ W / c,), "times W_dec_FD.T"),
     (check.ista_step, (step_with_its_own_curvature,), "handed in"),
+    (check.ista_step, (step_in_place,), "argument 1 of your function itself is overwritten"),
+    (check.ista_step, (step_that_leaves_its_residual,), "argument 1 of your function itself"),
+    (check.ista_step, (step_for_unit_price,), "On our input at"),
+    (check.two_atoms, (unpriced,), "λ / 2 is missing"),
+    (check.two_atoms, (priced,), "never negative"),
+    (check.two_atoms, (lambda x, W, l1: priced(x, W, l1).relu(),), "the other atom then changes"),
+    (check.two_atoms, (lambda x, W, l1: (W @ x - l1 / 2).relu(),), "on its own"),
+    (check.two_atoms, (lambda x, W, l1: best_by_cases(x, W, 2 * l1),), "has a 2"),
+    (check.two_atoms, (lambda x, W, l1: best_by_cases(x, W, 0.1),), "the right atoms are on"),
+    (check.two_atoms, (lambda x, W, l1: best_by_cases(x, W, 0.0),), "λ / 2 is missing"),
+    (check.two_atoms, (lambda x, W, l1: best_by_cases(x, W, l1).flip(0),), "swapped"),
+    (check.two_atoms, (lambda x, W, l1: torch.zeros(2),), "other atoms are on"),
+    (check.two_atoms, (lambda x, W, l1: best_by_cases(x, W, l1)[:, None],), "shape (2, 1)"),
+    (check.two_atoms, (lambda x, W, l1: W @ x / torch.zeros(2) * 0,), "a NaN in the code"),
+    (check.two_atoms, (best_in_place,), "x_D itself is overwritten"),
+    (check.two_atoms, (best_in_two_dimensions,), "other atoms are on"),
     (
         check.dictionary_step,
         (lambda W, x, f, rate: W + rate * f.T @ (x - f @ W) / use(f),),
@@ -278,7 +388,13 @@ WRONG = [
         (lambda W, x, f, r: unit(W + r * f.T @ (x - f @ W) / f.sum(0).clamp(min=1e-12)[:, None]),),
         "signs would cancel",
     ),
+    (check.dictionary_step, (atoms_in_place,), "argument 1 of your function itself"),
+    (check.dictionary_step, (atoms_normed_before,), "argument 1 of your function itself"),
+    (check.dictionary_step, (atoms_at_half_rate,), "On our input at"),
     (check.shuffled_pixels, ("noise",), "from the method"),
+    (check.shuffled_pixels, ("edges or noise",), "choose one"),
+    (check.shuffled_pixels, ("no edges",), "choose one"),
+    (check.shuffled_pixels, ("no idea",), "choose one"),
     (check.shuffled_pixels, ("blobs",), "take"),
     (check.shuffled_pixels, ("cats",), "choose one"),
     (check.shuffled_pixels, (3,), "word"),
@@ -307,6 +423,8 @@ WRONG = [
         "handed in",
     ),
     (check.first_step_encoder, (lambda W, l1, c: W.T / c,), "two things"),
+    (check.first_step_encoder, (encoder_in_place,), "argument 1 of your function itself"),
+    (check.first_step_encoder, (lambda W, l1, c: (W.T / c, -0.3 / (2 * c)),), "which number"),
     (check.first_step_encoder, (lambda W, l1, c: (W.T / c, torch.zeros(4)),), "one for each atom"),
     (check.predicted_steps, ("many", 29), "a str"),
     (check.predicted_steps, (-1, 29), "between 0"),
@@ -321,7 +439,11 @@ OPEN = [(check.shuffled_pixels, ("...",)), (check.first_step_encoder, (lambda *_
 
 @pytest.mark.parametrize(
     ("judge", "truth", "guesses"),
-    [(check.predicted_steps, 29, (10, 30, 100)), (check.predicted_gap, 1.4, (1.05, 1.4, 2))],
+    [
+        (check.predicted_on, 64, (3, 17, 32, 64)),
+        (check.predicted_steps, 29, (10, 30, 100)),
+        (check.predicted_gap, 1.4, (1.05, 1.4, 2)),
+    ],
 )
 def test_a_prediction_is_answered_according_to_the_guess(judge, truth, guesses):
     assert len({judge(guess, truth).message for guess in guesses}) == len(guesses)
