@@ -16,7 +16,7 @@ import pytest
 import small_class
 from small_class import POINTS, answered
 
-from saelearn.course import judge
+from saelearn.course import grade, judge
 from saelearn.course.answers import Mother, Sandbox
 from saelearn.course.confine import Limits
 
@@ -99,6 +99,30 @@ ATTEMPTS = {
             frame = frame.f_back
         return found[0], found[0] @ M
         """
+    ),
+    "looks for the hidden inputs": inside(
+        """
+        import gc
+        found = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == (5, 7)]
+        return (found or [torch.zeros(5, 7)])[0], torch.zeros(5, 3)
+        """
+    ),
+    "draws what the check will draw": (
+        "def tied(x, M, b):\n    return kept[0], kept[1]\n"
+        "kept = []\n"
+        "def spy(*a):\n    kept[:] = [(a[0] @ a[1].T + a[2]).relu(), a[0]]\n"
+        "    kept[1] = kept[0] @ a[1]\n    return kept[0], kept[1]\n"
+        "check.tied.__wrapped__(spy)"
+    ),
+    "keeps a signal from ending it": (
+        f"{WRONG}import signal\n"
+        "for s in range(1, 32):\n    try: signal.signal(s, signal.SIG_IGN)\n"
+        "    except (OSError, ValueError): pass\nwhile True: pass"
+    ),
+    "kills itself": f"{WRONG}import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+    "links to everything": (
+        f"{WRONG}import os\nfor i in range(1000): os.symlink('/', f'link {{i}}')\n"
+        "os.symlink('loop', 'loop')"
     ),
     "raises what a check raises": inside(
         """
@@ -203,6 +227,36 @@ KEPT_AWAY = {  # what the system can refuse: if it does not, the answer becomes 
 }
 
 
+ODD_NAMES = [
+    "Zoë O'Brien [2] (x)", "../../etc", "a b\tc", "-rf", "$(touch x)", "..", "con", "名前",
+    "é" * 90, "=cmd()", "<script>", "a;b", "%s%n", "~root", "x" * 200,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_is_only_a_name(name, tmp_path):
+    """It becomes a file of the gradebook's own folder, and never that of another student."""
+    slugs = {grade.slug(each) for each in ODD_NAMES}
+    assert len(slugs) == len(ODD_NAMES)
+    path = tmp_path / f"{grade.slug(name)}.html"
+    path.write_text("page")
+    assert path.parent.resolve() == tmp_path and re.fullmatch(r"[A-Za-z0-9-]+\.html", path.name)
+
+
+def test_there_are_enough_attempts():
+    """Of each kind that the guide promises something about."""
+    assert len(ATTEMPTS) + len(KEPT_AWAY) >= 70
+    everything = "\n".join([*ATTEMPTS.values(), *KEPT_AWAY.values()])
+    for kind in (
+        "os.environ", "showtraceback", "torch.allclose", "numpy.allclose", "check.tied =",
+        "e.__file__", "j.judge", "_getframe", "04_first_sae", "open(PRIVATE)", "gc.get_objects",
+        "return 100.0", "__eq__", "__repr__", "✓", "os.write(2", "sys.exit", "os._exit", "signal",
+        "threading", "os.fork", "25 * 10**9", "while True", "range(500)", "socket", "symlink",
+        "__reduce__",
+    ):  # fmt: skip
+        assert kind in everything, kind
+
+
 @pytest.fixture(scope="module")
 def mother():
     with Mother(judge.imported(small_class.released())) as started:
@@ -223,7 +277,7 @@ def graded(mother, tmp_path):
     private = tmp_path / "gradebook.csv"
     private.write_text("secret")
 
-    def grade(source: str, **others):
+    def points_for(source: str, **others):
         named = f"MARKER, PRIVATE, PORT = {str(tmp_path / 'marker')!r}, {str(private)!r}, 9\n"
         notebook = answered(tied=named + source, ingredients=True, **others)
         judged = judge.judge(notebook, small_class.released(), mother, limits=LIMITS, salt=b"s")
@@ -232,7 +286,7 @@ def graded(mother, tmp_path):
         assert len(judged.marks) == len(POINTS)
         return {mark.grade_id.split("-")[2]: mark for mark in judged.marks}
 
-    return grade
+    return points_for
 
 
 SPOILT = {"torch patched", "builtins patched", "showtraceback", "forged replies", "forged numbers",
