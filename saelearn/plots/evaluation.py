@@ -64,7 +64,8 @@ def curves(
                       transform=axis.get_xaxis_transform())  # fmt: skip
     if level:
         axes[0, -1].axhline(level[0], color=style.CONTROL, lw=1)
-        axes[0, -1].text(x[0], level[0], level[1], color=style.CONTROL, va="bottom", fontsize=9)
+        axes[0, -1].text(0.99, level[0], level[1], color=style.CONTROL, ha="right", va="bottom",
+                         fontsize=9, transform=axes[0, -1].get_yaxis_transform())  # fmt: skip
     return figure
 
 
@@ -118,14 +119,20 @@ def band(values: Mapping[str, float], centre: float, noise: float, *, ylabel: st
 
 
 @literal
-def precision(by_tenth: Mapping[str, Sequence[float]], base: float) -> Figure:
+def precision(by_tenth: Curves, base: float, controls: Curves) -> Figure:
     """Precision in each tenth of a feature's firings, weakest first; the base rate as a line."""
     figure, axis = plt.subplots(figsize=(6.8, 3.4))
-    for (name, values), colour in zip(by_tenth.items(), COLOURS, strict=False):
+    coloured = zip(by_tenth.items(), COLOURS, strict=False)
+    for (name, values), colour in [
+        *coloured,
+        *((each, style.CONTROL) for each in controls.items()),
+    ]:
         axis.plot(range(1, len(values) + 1), values, "-o", color=colour, ms=5)
         axis.text(len(values) + 0.2, values[-1], name, color=colour, va="center", fontsize=9)
     axis.axhline(base, color=style.CONTROL, lw=1)
-    axis.text(1, base + 0.015, "the concept's base rate", color=style.CONTROL, fontsize=9)
+    axis.text(
+        13, base + 0.015, "the concept's base rate", color=style.CONTROL, fontsize=9, ha="right"
+    )
     axis.set(xlabel="tenth of the firings, weakest to strongest", ylabel="precision (share)",
              ylim=(0, 1.02), xlim=(0.6, 13.2), xticks=range(1, 11))  # fmt: skip
     return figure
