@@ -345,7 +345,6 @@ WRONG = [
     (check.step, (step_after_centring_in_place,), "x_BD itself is overwritten"),
     (check.step, (step_one_after_the_other,), "as they were before the step"),
     (check.step, (step_at_one_rate,), "not by lr times"),
-    (check.step, (step_that_ends_learning,), "ask for gradients"),
     (check.step, (rebinding,), "in place"),
     (check.step, (recorded,), "torch.no_grad"),
     (check.step, (no_backward,), "loss.backward() comes first"),
@@ -397,6 +396,13 @@ WRONG = [
 ]
 
 OPEN = [(check.encode_decode, (encode, lambda *_: ...))]
+
+
+def test_weights_that_no_longer_learn_are_told():
+    """In the lesson alone: when a class is graded, the flag stays behind in the sandbox."""
+    verdict = check.step(step_that_ends_learning)
+    assert verdict.state == "wrong"
+    assert "ask for gradients" in verdict.message
 
 
 @pytest.mark.parametrize(
