@@ -1,0 +1,29 @@
+"""JupyterHub for one class on one machine: `jupyterhub -f hub/jupyterhub_config.py`, as root.
+
+Every student is a user of the system, with a home that nobody else can read; JupyterLab starts as
+that user. Lessons go out and come back by nbgrader's exchange: see hub/README.md. Checks run in the
+student's process to help, never to grade: `saelearn grade` does that, elsewhere.
+"""
+
+import os
+
+c = get_config()  # noqa: F821
+
+# Behind a proxy that speaks HTTPS; for the whole network give JupyterHub a certificate instead:
+# c.JupyterHub.ssl_key, c.JupyterHub.ssl_cert.
+c.JupyterHub.bind_url = "http://127.0.0.1:8000"
+
+c.JupyterHub.authenticator_class = "pam"  # names and passwords of the system
+c.PAMAuthenticator.open_sessions = False
+c.Authenticator.allow_all = False  # only who belongs to the class
+c.LocalAuthenticator.allowed_groups = {os.environ.get("SAELEARN_CLASS", "students")}
+c.Authenticator.admin_users = {os.environ.get("SAELEARN_TEACHER", "teacher")}
+
+c.JupyterHub.spawner_class = "localprocess"
+c.Spawner.default_url = "/lab"
+c.Spawner.notebook_dir = "~"
+c.Spawner.environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}  # shared cores
+c.Spawner.args = ["--KernelManager.transport_encryption=auto"]
+
+# Who leaves a tab open keeps a kernel of half a gigabyte: an idle one is ended after an hour.
+c.Spawner.args += ["--MappingKernelManager.cull_idle_timeout=3600"]
