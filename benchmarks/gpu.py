@@ -29,6 +29,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.peers import Problem
+from saelearn import artifacts
 from saelearn.activations import ActivationStore
 from saelearn.activations.shards import Tokens, Writer
 from saelearn.sae import AT_FULL, L1, SAE, Squared, TopK
@@ -377,6 +378,19 @@ def tune() -> list[dict]:
     return found
 
 
+def record(report: dict) -> dict:
+    """What the course shows of a report."""
+    steps = [
+        {"l0": s["l0"], "ms": {n: s["ms"][n] for n in ("sparse", "dense", "sae_lens")}}
+        for s in report["steps"]
+        if not s["skewed"] and s["l0"] < F // 10 and "sae_lens" in s["ms"]
+    ]
+    return {
+        "gpu": report["machine"]["gpu"], "date": report["date"], "shape": [B, D, F],
+        "limit_ms": report["dense_limit_ms"], "steps": steps,
+    }  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--train", type=int, default=0, help="rows of whole trainings")
@@ -384,6 +398,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="sizes of blocks")
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
     parser.add_argument("--out", type=Path, help="where the figures go, too")
+    parser.add_argument("--write", action="store_true", help="keep the steps in data/gpu.json")
     parser.add_argument("--json", action="store_true", help="one JSON object, nothing else")
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -418,6 +433,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.tune:
         add("tiles", tune())
     add("peak_memory_gb", round(torch.cuda.max_memory_allocated() / 2**30, 2))
+    if arguments.write:
+        artifacts.write_json(artifacts.data_dir() / "gpu.json", record(report))
+        artifacts.write_manifest(artifacts.data_dir())
     print(json.dumps(report))
     return 0
 

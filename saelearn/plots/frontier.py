@@ -244,5 +244,26 @@ def memory(bytes_of: Mapping[str, float], limits: Mapping[str, float]) -> Figure
     return figure
 
 
+def gpu_steps(record: Mapping) -> Figure:
+    """Milliseconds a step by how much is active (`tiny.gpu_record`), beside the dense limit."""
+    figure, axis = plt.subplots(figsize=(6.8, 3.4))
+    l0s = [step["l0"] for step in record["steps"]]
+    looks = {
+        "sparse": ("saelearn, sparse", style.FEATURE, "-"),
+        "dense": ("saelearn, dense", style.RECONSTRUCTION, "-"),
+        "sae_lens": ("SAELens", style.CONTROL, "--"),
+    }
+    for name, (label, colour, line) in looks.items():
+        ms = [step["ms"][name] for step in record["steps"]]
+        axis.plot(l0s, ms, line, color=colour, marker="o", markersize=4)
+        axis.text(l0s[-1] * 1.03, ms[-1], label, color=colour, va="center")
+    axis.axhline(record["limit_ms"], color=style.CONTROL, linestyle=":")
+    axis.text(l0s[0], record["limit_ms"] * 0.9, "five products on a perfect machine",
+              color=style.CONTROL, va="top")  # fmt: skip
+    axis.set(xlabel="active features a row", ylabel="milliseconds a step")
+    axis.set(ylim=(0, None), xlim=(0, l0s[-1] * 1.35))
+    return figure
+
+
 def _gigabytes(value: float) -> str:
     return f"{value / 1e9:,.0f} GB" if value >= 1e9 else f"{value / 1e6:,.0f} MB"

@@ -99,6 +99,15 @@ def training_record() -> dict:
     return artifacts.read_json(artifacts.find("lm_training.json"))
 
 
+def gpu_record() -> dict:
+    """How long a training step took on a GPU, by how much was active (`benchmarks.gpu --write`).
+
+    Its "gpu" and "date"; "shape" B, D, F; "limit_ms" of a dense step on a perfect machine; and for
+    each of "steps" its "l0" and the milliseconds "ms" of each way.
+    """
+    return artifacts.read_json(artifacts.find("gpu.json"))
+
+
 def probe_f1() -> dict[str, float]:
     """Held-out F1 of a linear probe for each concept at `SITE`: what the model represents."""
     return artifacts.read_json(artifacts.find("probes.json"))
