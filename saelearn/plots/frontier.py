@@ -244,6 +244,7 @@ def memory(bytes_of: Mapping[str, float], limits: Mapping[str, float]) -> Figure
     return figure
 
 
+@literal
 def gpu_steps(record: Mapping) -> Figure:
     """Milliseconds a step by how much is active (`tiny.gpu_record`), beside the dense limit."""
     figure, axis = plt.subplots(figsize=(6.8, 3.4))
