@@ -161,7 +161,7 @@ def test_write_student_refuses_to_overwrite_another_version(upstream, tmp_path):
 
 
 def test_no_lessons_is_said(tmp_path):
-    with pytest.raises(ArtifactError, match="clone of the repository"):
+    with pytest.raises(ArtifactError, match="install the package anew, or work in a clone"):
         course.prepare(tmp_path / "my_course", tmp_path)
 
 

@@ -67,5 +67,5 @@ def test_a_broken_kernel_is_noticed(name, tmp_path):
     assert text.count(right) >= 1
     path.write_text(text.replace(right, wrong), "utf-8")
     done = interpreted(tmp_path, "-k", QUICK)
-    assert done.returncode == 1, done.stdout[-3_000:]
-    assert "failed" in done.stdout
+    wrote_elsewhere = done.returncode < 0  # the interpreter's process crashed
+    assert wrote_elsewhere or (done.returncode == 1 and "1 failed" in done.stdout), done.stdout

@@ -705,7 +705,8 @@ def test_the_commands(tmp_path, capsys, folder):
     command = ["grade", str(folder), "--release", str(tmp_path / "out.zip")]
     assert cli.main([*command, "--out", str(tmp_path / "grades")]) == 0
     printed = capsys.readouterr().out
-    assert "1/1  ann, 00_start_here: 0 of 14 points" in printed and "solved  in part" in printed
+    assert re.search(r"1/1  ann, 00_start_here: 0 of \d\d points", printed), printed
+    assert "solved  in part" in printed
     assert cli.main(["report", str(tmp_path / "grades")]) == 0
     assert (tmp_path / "grades" / "report.html").exists()
     assert cli.main(["report", str(tmp_path / "none")]) == 1
