@@ -4,10 +4,8 @@ without them."""
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -17,7 +15,8 @@ from hypothesis import strategies as st
 from saelearn.sae import AT_FULL, L1, SAE, BatchTopK, TopK
 from saelearn.toy import PlantedFeatures
 from saelearn.train import Adam, sweep, train
-from saelearn.train.fast import ENCODERS, Plan, SparseL1, active, loops
+from saelearn.train.fast import ENCODERS, Plan, SparseL1, active
+from saelearn.train.fast import threads as crew
 from saelearn.train.fast.updates import move
 from saelearn.train.update import update_
 
@@ -66,7 +65,7 @@ def test_trainings_with_any_plan_end_in_the_same_bits(how, sparse_below, monkeyp
 @pytest.mark.parametrize("how", HOW)
 def test_any_number_of_threads_gives_the_same_bits(how, threads, monkeypatch):
     """Of the steps; the mean that they start from is PyTorch's."""
-    monkeypatch.setattr(loops, "WORTH", 1)  # or all of it would be too little for two
+    monkeypatch.setattr(crew, "WORTH", 1)  # or all of it would be too little for two
     monkeypatch.setattr(active, "CHUNK_ROWS", 64)
     found = []
     for n in (1, 2, 3):
@@ -77,26 +76,8 @@ def test_any_number_of_threads_gives_the_same_bits(how, threads, monkeypatch):
     assert_equal_bits(found[0], found[2])
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
-def test_a_forked_process_has_threads_of_its_own(threads):
-    """As a worker that loads data has: it would wait for those of its parent for ever."""
-    threads(2)
-
-    def both_work() -> bool:
-        meet, found = threading.Barrier(2), []
-        loops.spread(lambda low, high: (meet.wait(), found.append((low, high))), 4, 1e9)
-        return sorted(found) == [(0, 2), (2, 4)]
-
-    assert both_work()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        os._exit(0 if both_work() else 1)
-    assert os.waitpid(child, 0)[1] == 0
-
-
 def test_threads_do_not_matter_in_a_sweep(threads, monkeypatch):
-    monkeypatch.setattr(loops, "WORTH", 1)
+    monkeypatch.setattr(crew, "WORTH", 1)
     found = []
     for n in (1, 2):
         threads(n)

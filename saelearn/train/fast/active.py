@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelearn.train.fast.threads import spread
+
 TABLE = 2**19  # numbers of fp32 in 2 MB
 CHUNK_ROWS = 1_024
 ROOM = 0.03  # share of entries that lists begin with; they grow
@@ -124,7 +126,7 @@ def at_entries(
         t.detach().numpy()
         for t in (W_enc_KFD, W_dec_KFD, input_KBD, target_KBD, price_KF, pull_K, norm_KF)
     )
-    compiled.spread(
+    spread(
         compiled.decode, K * C, work, target, W_dec, price, scale, lists.chunk, 0, *entries,
         error_KBD.numpy(), slope_KCA, sum_KCD, square_KC,
     )  # fmt: skip
@@ -132,7 +134,7 @@ def at_entries(
     d_b_enc_KF, sum_f_KF = torch.empty(K, F), torch.empty(K, F)
     count_KF, moved_KGD = torch.empty(K, F, dtype=torch.int64), torch.empty(K, blocks, D)
     out = d_W_enc_KFD, d_W_dec_KFD, d_b_enc_KF, sum_f_KF, count_KF, moved_KGD
-    compiled.spread(
+    spread(
         compiled.gradients, K * blocks, work, x, error_KBD.numpy(), W_enc, W_dec, scale, pull, norm,
         *entries, slope_KCA, *(t.numpy() for t in out),
     )  # fmt: skip

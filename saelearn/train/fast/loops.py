@@ -15,20 +15,15 @@ A entries of a chunk, G = K F features of all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
 import numba
 import numpy as np
-import torch
 
 from saelearn.train.fast.machine import cache_dir
 
 BLOCK = 64  # features whose sums are added up by themselves, whichever thread has them
-WORTH = 2**21  # numbers, about half a millisecond
 FAST = {"reassoc", "contract", "nsz"}  # sums may be vectorised; a NaN stays one
 f32 = np.float32
 
@@ -49,34 +44,6 @@ def _keeps() -> bool:
 
 _others, _kept = numba.config.CACHE_DIR, _keeps()
 loop = partial(numba.njit, cache=_kept, nogil=True, fastmath=FAST, error_model="numpy")
-
-
-def spread(function: Callable, n: int, work: float, *given: object) -> None:
-    """`function(*given, low, high)` on parts of `range(n)`, by as many threads as PyTorch has.
-
-    Args:
-        work: about how many numbers are touched: a thread must be worth its start.
-    """
-    parts = min(torch.get_num_threads(), n, int(work / WORTH))
-    if parts <= 1:
-        function(*given, 0, n)
-        return
-    ends = [n * i // parts for i in range(parts + 1)]
-    (low, high), *others = pairwise(ends)
-    submit = _threads(parts - 1).submit
-    waiting = [submit(function, *given, *ends_of) for ends_of in others]
-    function(*given, low, high)
-    for each in waiting:
-        each.result()
-
-
-@cache
-def _threads(n: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n, "saelearn-loops")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not come along
 
 
 @loop()

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from saelearn.train.fast.active import Lists, Scratch, chunk_rows, loops
+from saelearn.train.fast.threads import spread
 
 PROBE_ROWS, PROBE_STRIDE = 32, 8  # some rows and one feature in so many tell how much is active
 ROUND_UP = 1 + 2**-6  # more than a length loses when it is rounded to bf16
@@ -71,12 +72,12 @@ def active(
             n = K * -(-(rows.stop - low) // chunk)
             sides = product.w_K3F, product.x_K3B
             u_KFN = product.of(rows)
-            compiled.spread(compiled.propose, n, u_KFN.size, u_KFN, low, *sides, chunk,
+            spread(compiled.propose, n, u_KFN.size, u_KFN, low, *sides, chunk,
                             starts_KCF, row_KCA, full_KC)  # fmt: skip
             if full_KC.any():
                 break
             work = scratch.room * u_KFN.size * D
-            compiled.spread(compiled.values, n, work, x, W, b, low // chunk, *lists[1:], seen_KC)
+            spread(compiled.values, n, work, x, W, b, low // chunk, *lists[1:], seen_KC)
         else:
             break
         share = float(full_KC.max()) / (F * chunk)
@@ -177,7 +178,7 @@ def _in_bytes(name: str, full_KND: Tensor, scratch: Scratch) -> tuple[Tensor, Te
     side_4R = torch.empty(4, len(rows))
     compiled = loops()
     whole = whole_KND.view(rows.shape).numpy()
-    compiled.spread(compiled.rounded, len(rows), 3 * rows.size, rows, whole, side_4R.numpy())
+    spread(compiled.rounded, len(rows), 3 * rows.size, rows, whole, side_4R.numpy())
     return whole_KND, side_4R
 
 
@@ -305,7 +306,7 @@ class _Full:
         wanted_A, z_A = np.empty(len(f_A), np.int32), np.empty(len(f_A), np.float32)
         wanted_A[place_A] = row_A
         given = x_ND, self.W_FD.numpy(), self.b_F.numpy(), starts_F, wanted_A, z_A
-        compiled.spread(compiled.dots, F, len(f_A) * x_ND.shape[1], *given)
+        spread(compiled.dots, F, len(f_A) * x_ND.shape[1], *given)
         z_A = z_A[place_A]
         true_A = np.flatnonzero(z_A > 0)
         return row_A[true_A], f_A[true_A], z_A[true_A]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saelearn.train.fast.active import loops
+from saelearn.train.fast.threads import spread
 from saelearn.train.update import Adam, rows_of
 
 
@@ -41,9 +42,7 @@ def move(
         square_K = np.zeros(n_saes)
         for p, (slope_GD, W_GD) in rows.items():
             square_G = np.empty(len(W_GD))
-            compiled.spread(
-                compiled.squares, len(W_GD), W_GD.size, slope_GD, W_GD, p is unit, square_G
-            )
+            spread(compiled.squares, len(W_GD), W_GD.size, slope_GD, W_GD, p is unit, square_G)
             square_K += square_G.reshape(n_saes, -1).sum(1)
         factor_K = np.minimum(1, clip_norm / (np.sqrt(square_K) + 1e-6)).astype(np.float32)
     for p, (slope_GD, W_GD) in rows.items():
@@ -53,7 +52,7 @@ def move(
         lr = np.float32(optimizer.lr * optimizer.factor_of(p) / (1 - 0.9**t))
         root = np.float32(1 / np.sqrt(1 - 0.999**t))
         moments = (_matrix(state[name], p) for name in ("exp_avg", "exp_avg_sq"))
-        compiled.spread(
+        spread(
             compiled.adam,
             len(W_GD),
             4 * W_GD.size,
