@@ -7,7 +7,8 @@ optimizer. All take turns, and ratios are medians over the rounds. The limit is 
 product alone, 2 B D F operations, at the best fp32 product measured in the same rounds; beside it
 stands what a copy of 64 MB reached, since a busy machine has little of its memory's bandwidth.
 `--busy` measures all twice, the second time beside a process that streams through memory on another
-core. `slowest_tenth` is how long the slowest tenth of our steps take, over the median.
+core. `slowest_tenth` is how long the slowest tenth of our steps take, over the median; `one_thread`,
+where there are several, our step with one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -48,6 +49,8 @@ def measure(size: str, l0: float, *, with_peers: bool, rounds: int, kind: str = 
         except (RuntimeError, MemoryError) as error:  # one peer needs 48 GB for a step of size L
             left_out[name] = str(error).splitlines()[0]
             ways.pop(name, None)
+    if torch.get_num_threads() > 1:
+        ways["one_thread"] = in_one_thread(ways["saelearn"])
     beside = machine.products(B, D, F) | {"copy": machine.copy()}
     times = machine.interleaved(ways | beside, rounds=rounds, seconds=SECONDS)
     slowest = machine.slowest_tenth(ways["saelearn"], calls=CALLS)
@@ -71,6 +74,19 @@ def measure(size: str, l0: float, *, with_peers: bool, rounds: int, kind: str = 
         },
         "copy_gb_per_s": round(1e-9 * machine.COPIED / copy, 1),
     }
+
+
+def in_one_thread(step: Callable[[], object]) -> Callable[[], None]:
+    n_threads = torch.get_num_threads()
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        try:
+            step()
+        finally:
+            torch.set_num_threads(n_threads)
+
+    return alone
 
 
 def main(argv: Sequence[str] | None = None) -> None:
