@@ -47,10 +47,9 @@ class Stack(NamedTuple):
     b_dec_KD: Tensor
 
     @classmethod
-    def of(cls, sae: SAE, *, gradients: bool = False) -> Stack:
-        """Views of one SAE's parameters (K = 1), or of their gradients."""
-        parameters = (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
-        W_enc_DF, *others = (p.grad if gradients else p.detach() for p in parameters)
+    def of(cls, sae: SAE) -> Stack:
+        """Views of one SAE's parameters (K = 1)."""
+        W_enc_DF, *others = (p.detach() for p in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
         return cls(W_enc_DF.T[None], *(t[None] for t in others))
 
 
