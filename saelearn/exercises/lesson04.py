@@ -80,18 +80,28 @@ def _prediction(name: str, guess: Any, highest: int, replies: Replies) -> Verdic
 def tied(function: Callable) -> None:
     """`tied(x_BD, M_FD, b_F)` gives the code `c_BF` and the reconstruction `x_hat_BD`."""
     draw = torch.Generator().manual_seed(41)
-    x_BD, M_FD = torch.randn(5, 3, generator=draw), torch.randn(7, 3, generator=draw)
-    b_F = torch.randn(7, generator=draw)
-    result = call(function, x_BD, M_FD, b_F)
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        raise Mistake("two things are to be returned: return c_BF, x_hat_BD")
-    if tuple(as_tensor(result[0], "c_BF").shape) == (5, 3):
+    cases = []
+    for b, d, f in ((5, 3, 7), (4, 6, 2)):
+        given = [torch.randn(*size, generator=draw) for size in ((b, d), (f, d), (f,))]
+        result = call(function, *(handed := [each.clone() for each in given]))
+        for name, now, before in zip(("x_BD", "M_FD", "b_F"), handed, given, strict=True):
+            unchanged(now, before, name)
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            raise Mistake("two things are to be returned: return c_BF, x_hat_BD")
+        _judge_code(result[0], *given)
+        cases.append((result[1], given))
+    with earned(0.5):
+        for x_hat_BD, given in cases:
+            _judge_reconstruction(x_hat_BD, *given)
+
+
+def _judge_code(answer: Any, x_BD: Tensor, M_FD: Tensor, b_F: Tensor) -> None:
+    if tuple(as_tensor(answer, "c_BF").shape) == x_BD.shape:
         raise Mistake("the code comes first: return c_BF, x_hat_BD")
     before_BF = x_BD @ M_FD.T + b_F
-    c_BF = before_BF.relu()
     diagnose(
-        need_shape(result[0], (5, 7), "c_BF"),
-        c_BF,
+        need_shape(answer, tuple(before_BF.shape), "c_BF"),
+        before_BF.relu(),
         {
             "c: some are negative; ReLU is missing.": before_BF,
             "c: the bias b_F is missing.": (x_BD @ M_FD.T).relu(),
@@ -100,18 +110,20 @@ def tied(function: Callable) -> None:
         },
         "c: the shape is right, the numbers are not; compare with ReLU(M x + b).",
     )
-    with earned(0.5):
-        diagnose(
-            need_shape(result[1], (5, 3), "x_hat_BD"),
-            c_BF @ M_FD,
-            {
-                "x̂: a reconstruction may be negative; no ReLU on the way out.": (
-                    c_BF @ M_FD
-                ).relu(),
-                "x̂: it is made of c, which is after the ReLU.": before_BF @ M_FD,
-            },
-            "x̂: the shape is right, the numbers are not; compare with Mᵀ c.",
-        )
+
+
+def _judge_reconstruction(answer: Any, x_BD: Tensor, M_FD: Tensor, b_F: Tensor) -> None:
+    before_BF = x_BD @ M_FD.T + b_F
+    right_BD = before_BF.relu() @ M_FD
+    diagnose(
+        need_shape(answer, tuple(x_BD.shape), "x_hat_BD"),
+        right_BD,
+        {
+            "x̂: a reconstruction may be negative; no ReLU on the way out.": right_BD.relu(),
+            "x̂: it is made of c, which is after the ReLU.": before_BF @ M_FD,
+        },
+        "x̂: the shape is right, the numbers are not; compare with Mᵀ c.",
+    )
 
 
 @exercise(
@@ -121,8 +133,15 @@ def tied(function: Callable) -> None:
 def loss(function: Callable) -> None:
     """`loss(x_BD, x_hat_BD, c_BF, alpha)`: mean ||x - x_hat||_2^2 + alpha * mean ||c||_1."""
     draw = torch.Generator().manual_seed(42)
-    x_BD, x_hat_BD = torch.randn(8, 3, generator=draw), torch.randn(8, 3, generator=draw)
-    c_BF, alpha = torch.randn(8, 5, generator=draw).relu(), 0.7
+    for b, d, f, alpha in ((8, 3, 5, 0.7), (5, 7, 4, 0.2)):
+        x_BD, x_hat_BD = torch.randn(2, b, d, generator=draw)
+        _judge_loss(function, x_BD, x_hat_BD, torch.randn(b, f, generator=draw).relu(), alpha)
+
+
+def _judge_loss(
+    function: Callable, x_BD: Tensor, x_hat_BD: Tensor, c_BF: Tensor, alpha: float
+) -> None:
+    (b, d), f = x_BD.shape, c_BF.shape[1]
     trained = {"x_hat_BD": x_hat_BD.clone().requires_grad_(), "c_BF": c_BF.clone().requires_grad_()}
     result = call_with_torch(function, given := x_BD.clone(), *trained.values(), alpha)
     total = need_shape(result, (), "the loss", ONE)
@@ -131,8 +150,8 @@ def loss(function: Callable) -> None:
     counted = alpha * (c_BF > 0).sum(1).double().mean()
     wrong = {
         "the little 2 at the top squares the length: no root.": error_B.sqrt().mean() + price,
-        "the error is averaged over D: a squared length is a sum over D.": error / 3 + price,
-        "both are means over a row: sum over D and F, mean over B.": error / 3 + price / 5,
+        "the error is averaged over D: a squared length is a sum over D.": error / d + price,
+        "both are means over a row: sum over D and F, mean over B.": error / d + price / f,
         "that counts the active features: this is L0. L1 is their sum.": error + counted,
         "squared activations: L1 adds them up as they are.": error
         + alpha * (c_BF**2).sum(1).mean(),
@@ -141,7 +160,7 @@ def loss(function: Callable) -> None:
         "that is c's length, its L2 norm: L1 is the sum.": error + alpha * c_BF.norm(dim=1).mean(),
         "the price is a mean over features: sum over F, mean over B.": error + alpha * c_BF.mean(),
         "the price is summed over the batch: take means over it.": error + alpha * c_BF.sum(),
-        "both terms are summed over the batch: take means.": 8 * (error + price),
+        "both terms are summed over the batch: take means.": b * (error + price),
         "alpha is missing.": error + price_B.mean(),
         "alpha stands before the price, not before the error.": alpha * error + price_B.mean(),
     }
@@ -157,33 +176,45 @@ def loss(function: Callable) -> None:
 )
 def train_step(function: Callable) -> None:
     """`train_step(M_FD, b_F, optimizer, x_BD, alpha)` changes M and b, and returns the loss."""
-    start = torch.randn(6, 4, generator=torch.Generator().manual_seed(43))
-    start /= start.norm(dim=1, keepdim=True)
-    M_FD, b_F = start.clone().requires_grad_(), torch.zeros(6, requires_grad=True)
-    optimizer = torch.optim.SGD([M_FD, b_F], lr=0.05)
-    x_SBD = torch.rand(2, 16, 4, generator=torch.Generator().manual_seed(44))
-    first = need_shape(call(function, M_FD, b_F, optimizer, x_SBD[0], 0.3), (), "the loss")
-    _judge_step(M_FD, b_F, first, _steps(start, x_SBD[:1]), start)
-    call(function, M_FD, b_F, optimizer, x_SBD[1], 0.3)
-    if close(M_FD, _steps(start, x_SBD)[0], atol=1e-5):
+    draw = torch.Generator().manual_seed(43)
+    for f, d, b, lr, alpha in ((6, 4, 16, 0.05, 0.3), (5, 3, 9, 0.2, 0.8)):
+        start_FD = nn.functional.normalize(torch.randn(f, d, generator=draw), dim=1)
+        _judge_steps(function, start_FD, torch.rand(2, b, d, generator=draw), lr, alpha)
+
+
+def _judge_steps(
+    function: Callable, start_FD: Tensor, x_SBD: Tensor, lr: float, alpha: float
+) -> None:
+    """Two steps: what the first leaves behind is seen at the second."""
+    M_FD = start_FD.clone().requires_grad_()
+    b_F = torch.zeros(len(start_FD), requires_grad=True)
+    optimizer = torch.optim.SGD([M_FD, b_F], lr=lr)
+    first = call(function, M_FD, b_F, optimizer, given := x_SBD[0].clone(), alpha)
+    unchanged(given, x_SBD[0], "x_BD")
+    right = _steps(start_FD, x_SBD[:1], lr, alpha)
+    _judge_step(M_FD, b_F, need_shape(first, (), "the loss"), right, start_FD)
+    call(function, M_FD, b_F, optimizer, x_SBD[1].clone(), alpha)
+    if close(M_FD, _steps(start_FD, x_SBD, lr, alpha)[0], atol=1e-5):
         return
-    if close(M_FD, _steps(start, x_SBD, forget=False)[0], atol=1e-5):
+    if close(M_FD, _steps(start_FD, x_SBD, lr, alpha, forget=False)[0], atol=1e-5):
         raise Mistake("the second step still contains the first one's gradient: zero_grad.")
     raise Mistake("the first step is right, the second is not: what is left from the first?")
 
 
-def _steps(start: Tensor, x_SBD: Tensor, *, forget: bool = True, keep: bool = True) -> tuple:
+def _steps(
+    start_FD: Tensor, x_SBD: Tensor, lr: float, alpha: float, *, forget: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
     """M, b and the last loss after plain gradient steps, by a way of its own."""
-    M_FD, b_F, moved = start.clone(), torch.zeros(len(start)), [0.0, 0.0]
+    M_FD, b_F, moved = start_FD.clone(), torch.zeros(len(start_FD)), [0.0, 0.0]
     for x_BD in x_SBD:
         M_FD, b_F = M_FD.requires_grad_(), b_F.requires_grad_()
         with torch.enable_grad():
             c_BF = (x_BD @ M_FD.T + b_F).relu()
-            total = ((x_BD - c_BF @ M_FD) ** 2).sum(1).mean() + 0.3 * c_BF.sum(1).mean()
+            total = ((x_BD - c_BF @ M_FD) ** 2).sum(1).mean() + alpha * c_BF.sum(1).mean()
             slopes = torch.autograd.grad(total, (M_FD, b_F))
         moved = [s if forget else s + m for s, m in zip(slopes, moved, strict=True)]
-        M_FD, b_F = M_FD.detach() - 0.05 * moved[0], b_F.detach() - 0.05 * moved[1]
-        M_FD = M_FD / M_FD.norm(dim=1, keepdim=True) if keep else M_FD
+        M_FD, b_F = M_FD.detach() - lr * moved[0], b_F.detach() - lr * moved[1]
+        M_FD = M_FD / M_FD.norm(dim=1, keepdim=True)
     return M_FD, b_F, total.detach()
 
 
@@ -211,30 +242,46 @@ def _judge_step(M_FD: Tensor, b_F: Tensor, first: Tensor, right: tuple, start: T
 def translation(function: Callable) -> None:
     """`translate(encoder, decoder)` gives W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D]."""
     torch.manual_seed(45)  # the reader's draws are kept: `exercise` forks the generator
-    encoder, decoder, x_BD = nn.Linear(3, 7), nn.Linear(7, 3), torch.randn(20, 3)
-    result = call(function, encoder, decoder)
-    if not isinstance(result, tuple | list) or len(result) != 4:
-        raise Mistake("four tensors are to be returned: W_enc_DF, b_enc_F, W_dec_FD, b_dec_D")
-    turn = "nn.Linear keeps [out, in]: turn it with .T"
-    W_enc_DF = need_shape(result[0], (3, 7), "W_enc_DF", turn)
-    b_enc_F = need_shape(result[1], (7,), "b_enc_F")
-    W_dec_FD = need_shape(result[2], (7, 3), "W_dec_FD", turn)
-    b_dec_D = need_shape(result[3], (3,), "b_dec_D")
-    x_BD, shift_F = x_BD.double(), decoder.bias.double() @ encoder.weight.double().T
-    right_BF = x_BD @ encoder.weight.double().T + encoder.bias.double()
+    for d, f in ((3, 7), (5, 2)):
+        encoder, decoder = nn.Linear(d, f), nn.Linear(f, d)
+        given = [each.detach().clone() for m in (encoder, decoder) for each in m.parameters()]
+        result = call(function, encoder, decoder)
+        now = [each for m in (encoder, decoder) for each in m.parameters()]
+        for name, after, before in zip(LAYERS, now, given, strict=True):
+            unchanged(after, before, name)
+        if not isinstance(result, tuple | list) or len(result) != 4:
+            raise Mistake("four tensors are to be returned: W_enc_DF, b_enc_F, W_dec_FD, b_dec_D")
+        turn = "nn.Linear keeps [out, in]: turn it with .T"
+        answer = (
+            need_shape(result[0], (d, f), "W_enc_DF", turn),
+            need_shape(result[1], (f,), "b_enc_F"),
+            need_shape(result[2], (f, d), "W_dec_FD", turn),
+            need_shape(result[3], (d,), "b_dec_D"),
+        )
+        _judge_translation(answer, [each.double() for each in given], torch.randn(20, d).double())
+
+
+LAYERS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+
+
+def _judge_translation(answer: tuple, given: list[Tensor], x_BD: Tensor) -> None:
+    """Whether four tensors in the pre-bias form are the function of two linear layers."""
+    W_enc_DF, b_enc_F, W_dec_FD, b_dec_D = answer
+    into_FD, into_F, out_DF, out_D = given
+    shift_F, right_BF = out_D @ into_FD.T, x_BD @ into_FD.T + into_F
     received_BF = (x_BD - b_dec_D) @ W_enc_DF + b_enc_F
-    lost_BF, short_BF = right_BF - encoder.bias.double(), right_BF - shift_F
     wrong = {
-        "b_enc: the pre-bias form takes b_dec away; b_enc has to give it back.": short_BF.relu(),
-        "b_enc: the right correction with the wrong sign.": (right_BF - 2 * shift_F).relu(),
-        "b_enc: the encoder's own bias got lost.": lost_BF.relu(),
+        "b_enc: the pre-bias form takes b_dec away; b_enc has to give it back.": right_BF - shift_F,
+        "b_enc: the right correction with the wrong sign.": right_BF - 2 * shift_F,
+        "b_enc: the encoder's own bias got lost.": right_BF - into_F,
     }
+    wrong = {hint: before_BF.relu() for hint, before_BF in wrong.items()}
     otherwise = "the features are not the same: insert your tensors into both equations."
     diagnose(received_BF.relu(), right_BF.relu(), wrong, otherwise)
-    summed_BD = right_BF.relu() @ decoder.weight.double().T
+    summed_BD = right_BF.relu() @ out_DF.T
     wrong = {"b_dec: the decoder's bias got lost.": summed_BD}
     otherwise = "the features are right, the reconstruction is not: look at W_dec and b_dec."
-    diagnose(right_BF.relu() @ W_dec_FD + b_dec_D, summed_BD + decoder.bias, wrong, otherwise)
+    diagnose(right_BF.relu() @ W_dec_FD + b_dec_D, summed_BD + out_D, wrong, otherwise)
 
 
 @exercise(
@@ -316,29 +363,38 @@ def _missed(taken_F: Tensor, W_FD: Tensor, true_GD: Tensor) -> str:
 def ingredients(function: Callable) -> None:
     """`ingredients(f_F, W_dec_FD, k)`: indices of the k strongest, and what each adds [k, D]."""
     draw = torch.Generator().manual_seed(47)
-    f_F, W_dec_FD = torch.tensor([0.0, 0.3, 0.0, 1.9, 0.8, 0.1]), torch.randn(6, 6, generator=draw)
-    result = call(function, f_F, W_dec_FD, 3)
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        raise Mistake("two things are to be returned: which features, and what each adds")
-    which_K = need_shape(result[0], (3,), "the list of features").tolist()
-    if close(which_K, f_F.topk(3).values):
+    for f, d, k in ((6, 6, 3), (9, 4, 5)):  # where columns for rows give no error, and others
+        f_F = torch.rand(f, generator=draw) * torch.tensor([0.2, 1.0, 3.0]).repeat(f)[:f]
+        W_dec_FD = torch.randn(f, d, generator=draw)
+        result = call(function, *(given := (f_F.clone(), W_dec_FD.clone())), k)
+        unchanged(given[0], f_F, "f_F")
+        unchanged(given[1], W_dec_FD, "W_dec_FD")
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            raise Mistake("two things are to be returned: which features, and what each adds")
+        strongest = f_F.topk(k).indices.tolist()
+        _judge_order(need_shape(result[0], (k,), "the list of features"), f_F, strongest)
+        parts_KD = need_shape(result[1], (k, d), "the table of parts", "One row for each feature.")
+        f_K1, rows_KD = f_F[strongest, None], W_dec_FD[strongest]
+        wrong = {"these are the rows; how much of each? Multiply by its activation.": rows_KD}
+        if f == d:
+            columns_KD = f_K1 * W_dec_FD.T[strongest]
+            wrong["those are columns of W_dec; what i writes is row i."] = columns_KD
+        otherwise = "a part is the feature's activation times its row of W_dec."
+        diagnose(parts_KD, f_K1 * rows_KD, wrong, otherwise)
+
+
+def _judge_order(which_K: Tensor, f_F: Tensor, strongest: list[int]) -> None:
+    k, weakest = len(strongest), f_F.argsort()[: len(strongest)].tolist()
+    if close(which_K, f_F.topk(k).values):
         raise Mistake("these are the activations; their numbers are asked for: topk's indices.")
-    if which_K != (strongest := [3, 4, 1]):
-        raise Mistake(_WRONG_ORDER.get(tuple(which_K), "not the three strongest, strongest first."))
-    parts_KD = need_shape(result[1], (3, 6), "the table of parts", "One row for each feature.")
-    f_K1, rows_KD = f_F[strongest, None], W_dec_FD[strongest]
-    wrong = {
-        "these are the rows; how much of each? Multiply by its activation.": rows_KD,
-        "those are columns of W_dec; what i writes is row i.": f_K1 * W_dec_FD.T[strongest],
-    }
-    otherwise = "a part is the feature's activation times its row of W_dec."
-    diagnose(parts_KD, f_K1 * rows_KD, wrong, otherwise)
-
-
-_WRONG_ORDER = {
-    (1, 4, 3): "the right three, weakest first: turn the order round.",
-    (1, 3, 4): "the right three, but in the order of their numbers: strongest first.",
-    (0, 2, 5): "these are the weakest: sort in falling order.",
-    (2, 0, 5): "these are the weakest: sort in falling order.",
-    (0, 1, 2): "the first three in number: sort by activation.",
-}
+    if (got := which_K.tolist()) == strongest:
+        return
+    if got == strongest[::-1]:
+        raise Mistake(f"the right {k}, weakest first: turn the order round.")
+    if sorted(got) == sorted(strongest):
+        raise Mistake(f"the right {k}, but not strongest first: in the order of their numbers?")
+    if sorted(got) == sorted(weakest):
+        raise Mistake("these are the weakest: sort in falling order.")
+    if got == list(range(k)):
+        raise Mistake(f"the first {k} in number: sort by activation.")
+    raise Mistake(f"not the {k} strongest, strongest first.")

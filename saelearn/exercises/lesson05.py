@@ -14,7 +14,7 @@ from torch import Tensor
 from saelearn.exercises import Mistake, call, diagnose, exercise, need_shape
 from saelearn.exercises.choosing import choose, elbow, scores
 from saelearn.exercises.dialects import DIALECTS, translations
-from saelearn.exercises.trainable import call_with_torch, learns
+from saelearn.exercises.trainable import call_with_torch, learns, unchanged
 
 __all__ = [
     "DIALECTS",
@@ -127,15 +127,27 @@ def shortened(a: Tensor, l1_coefficient: float) -> Tensor:
 def fair_penalty(penalty: Callable) -> None:
     """`penalty(f_BF, W_dec_FD)`: the batch mean of sum_i f_i ||W_dec_i||."""
     draw = torch.Generator().manual_seed(12)
-    f_BF, W_dec_FD = torch.rand(6, 4, generator=draw), torch.randn(4, 4, generator=draw)
+    for b, f, d in ((6, 4, 4), (9, 5, 3)):  # where columns for rows give no error, and others
+        f_BF, W_dec_FD = torch.rand(b, f, generator=draw), torch.randn(f, d, generator=draw)
+        _judge_penalty(penalty, f_BF, W_dec_FD)
+
+
+def _judge_penalty(penalty: Callable, f_BF: Tensor, W_dec_FD: Tensor) -> None:
     trained = {"f_BF": f_BF.clone().requires_grad_(), "W_dec_FD": W_dec_FD.clone().requires_grad_()}
     result = call_with_torch(penalty, *trained.values())
     price = need_shape(result, (), "the penalty")
     norm_F = W_dec_FD.norm(dim=1)
+    for name, before in {"f_BF": f_BF, "W_dec_FD": W_dec_FD}.items():
+        unchanged(trained[name], before, name)
+    columns = {}
+    if f_BF.shape[1] == W_dec_FD.shape[1]:
+        hint = "norms of columns: feature i writes row i of W_dec, so norm(dim=1)."
+        columns[hint] = (f_BF * W_dec_FD.norm(dim=0)).sum(1).mean()
     diagnose(
         price,
         (f_BF * norm_F).sum(1).mean(),
         {
+            **columns,
             "the decoder is not in it yet: halve f, double W_dec, and it is half the price.": (
                 f_BF.sum(1).mean()
             ),
@@ -147,9 +159,6 @@ def fair_penalty(penalty: Callable) -> None:
             ),
             "the squared norm pays twice: doubling W_dec while halving f doubles the price.": (
                 (f_BF * norm_F**2).sum(1).mean()
-            ),
-            "norms of columns: feature i writes row i of W_dec, so norm(dim=1).": (
-                (f_BF * W_dec_FD.norm(dim=0)).sum(1).mean()
             ),
             "the L1 norm of the row; the convention is its length, the L2 norm.": (
                 (f_BF * W_dec_FD.abs().sum(1)).sum(1).mean()

@@ -5,7 +5,6 @@ Every target is computed here, from the definitions and without `saelearn.metric
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -20,6 +19,7 @@ from saelearn.exercises import (
     Verdict,
     as_tensor,
     call,
+    close,
     diagnose,
     exercise,
     guesses,
@@ -107,7 +107,7 @@ def f1(f1_score: Callable) -> None:
     """`f1_score(fires_N, holds_N)` -> one number."""
     fires_N = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0, 0, 0]).bool()
     holds_N = torch.tensor([1, 0, 1, 1, 1, 1, 0, 0, 0, 0]).bool()
-    got = need_shape(call(f1_score, fires_N, holds_N), (), "F1")
+    got = need_shape(call(f1_score, fires_N.clone(), holds_N.clone()), (), "F1")
     precision, recall = 2 / 3, 2 / 5
     wrong = {
         "this is precision alone: a feature that fires once, rightly, would be perfect": precision,
@@ -118,8 +118,8 @@ def f1(f1_score: Callable) -> None:
         "the hits count twice: 2 hits / (fired + held)": 0.25,
     }
     diagnose(got, 0.5, wrong, "F1 = 2 hits / (fired + held)", rtol=1e-4)
-    never = call(f1_score, torch.zeros(10).bool(), holds_N)
-    if math.isnan(float(never)) or float(never) != 0:
+    never = need_shape(call(f1_score, torch.zeros(10).bool(), holds_N.clone()), (), "F1")
+    if not close(never, 0.0):  # nan too
         raise Mistake("a feature that never fires should get 0, without dividing by zero")
     cases = {"it fires, but never where the concept holds": (fires_N, ~fires_N)}
     cases["it never fires and nothing holds"] = (torch.zeros(10).bool(),) * 2

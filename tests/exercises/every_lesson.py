@@ -8,6 +8,10 @@ its cases:
 - `WRONG`: triples of a check, answers that must not, and words of the hint that they must get;
 - `OPEN`: pairs of a check and answers that count as none, beside those that are tried anyway.
 
+Each check has at least three answers that are right and five that are not. No guess is wrong, so
+for a prediction these are guesses that get a reply (low, near, high, in several types) and values
+that are no guess (words, a truth value, a list, no number, outside on either side): `unreadable`.
+
 Answers are a tuple, what the check is called with, or a function that makes it.
 """
 
@@ -28,13 +32,14 @@ from saelearn.exercises import NotPassed
 
 __all__ = [
     "test_an_exception_is_told_not_raised",
-    "test_each_check_has_two_right_and_three_wrong_answers",
+    "test_each_check_has_three_right_and_five_wrong_answers",
     "test_each_exercise_has_its_check",
     "test_mistakes_are_named",
     "test_no_answer_is_open",
     "test_no_function_is_no_answer",
     "test_right_answers_pass",
     "test_the_autograder_hears_of_it",
+    "unreadable",
 ]
 
 Check = Callable[..., Any]
@@ -88,9 +93,9 @@ def test_the_autograder_hears_of_it(check, request, monkeypatch):
             assert not check(*answers).passed
 
 
-def test_each_check_has_two_right_and_three_wrong_answers(check, request):
-    assert sum(case[0] is check for case in request.module.RIGHT) >= 2
-    assert sum(case[0] is check for case in request.module.WRONG) >= 3
+def test_each_check_has_three_right_and_five_wrong_answers(check, request):
+    assert sum(case[0] is check for case in request.module.RIGHT) >= 3
+    assert sum(case[0] is check for case in request.module.WRONG) >= 5
 
 
 def test_each_exercise_has_its_check(request):
@@ -105,6 +110,13 @@ def test_each_exercise_has_its_check(request):
     assert [c.__name__ for c in checks if f"check.{c.__name__}(" not in code] == []
 
 
+def unreadable(prediction: Check, highest: float, *measured: float) -> list[tuple]:
+    """Wrong cases of a prediction whose guess is one number from 0 to `highest`."""
+    outside = [(value, f"between 0 and {highest:g}") for value in (-1, 2 * highest, float("nan"))]
+    others = [("many", "a str"), (True, "a bool"), ([highest, highest], "a list")]
+    return [(prediction, (value, *measured), words) for value, words in [*outside, *others]]
+
+
 def made(answers: tuple | Callable[[], tuple]) -> tuple:
     return answers() if callable(answers) else answers
 
@@ -114,7 +126,10 @@ def with_functions(answers: tuple, instead: Any) -> tuple:
 
 
 def first(cases: list[tuple], judge: Check) -> tuple | Callable[[], tuple]:
-    return next(case[1] for case in cases if case[0] is judge)
+    for case in cases:
+        if case[0] is judge:
+            return case[1]
+    raise AssertionError(f"{judge.__module__}.{judge.__name__} has no such answers")
 
 
 def is_graded(judge: Check) -> bool:
@@ -127,10 +142,14 @@ def number_of(module: ModuleType) -> str:
 
 
 def checks_of(module: ModuleType) -> list[Check]:
-    """The lesson's checks, and its predictions that have cases."""
+    """The lesson's checks and predictions, and whatever else has cases."""
     of_lesson = vars(importlib.import_module(f"saelearn.exercises.lesson{number_of(module)}"))
-    graded = [each for each in of_lesson.values() if callable(each) and is_graded(each)]
-    return list(dict.fromkeys([*graded, *(case[0] for case in module.RIGHT)]))
+    own = [
+        each
+        for name, each in of_lesson.items()
+        if callable(each) and (is_graded(each) or name.startswith("predicted_"))
+    ]
+    return list(dict.fromkeys([*own, *(case[0] for case in module.RIGHT)]))
 
 
 @functools.cache

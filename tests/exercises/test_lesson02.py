@@ -211,6 +211,9 @@ def a_sampler(of):
 
 
 RIGHT = [
+    (check.predicted_rarity, (0.01, 0.2)),
+    (check.predicted_rarity, (0.2, 0.2)),
+    (check.predicted_rarity, (torch.tensor(0.9), 0.2)),
     (check.bug, ("2 in 2, trained",)),
     (check.bug, ("2 in 2 trained",)),
     (check.bug, (" 2 in 2, Trained: True",)),
@@ -235,6 +238,7 @@ RIGHT = [
 ]
 
 WRONG = [
+    *unreadable(check.predicted_rarity, 1, 0.2),  # noqa: F405
     (check.bug, ("5 in 2, trained",), "True is right"),
     (check.bug, ("2 in 2, by hand",), "False is right"),
     (check.bug, ("the first",), "one of the three names"),
@@ -392,8 +396,3 @@ def test_a_guess_of_the_rarity_is_answered(guess, words, monkeypatch):
     verdict = check.predicted_rarity(guess, 0.2)
     assert verdict.state == "noted"
     assert words in verdict.message
-
-
-@pytest.mark.parametrize(("guess", "state"), [(..., "open"), (5, "wrong"), ("rare", "wrong")])
-def test_no_guess_or_an_unreadable_one_is_said(guess, state):
-    assert check.predicted_rarity(guess, 0.2).state == state

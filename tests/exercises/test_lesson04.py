@@ -26,6 +26,23 @@ def tied_as_columns(x, M, b):
     return c.T, (M.T @ c).T
 
 
+def tied_in_place(x, M, b):
+    """On a new tensor of its own."""
+    c = (x @ M.T).add_(b).clamp_(min=0)
+    return c, c @ M
+
+
+def tied_overwriting(x, M, b):
+    M /= M.norm(dim=1, keepdim=True)
+    return tied(x, M, b)
+
+
+def tied_for_seven(x, M, b):
+    """Only for the first sizes."""
+    c = torch.relu(x @ M.T + b)[:, :7]
+    return c, torch.stack([c.T[i] for i in range(7)], 1) @ M
+
+
 def loss(x, y, c, alpha):
     return ((x - y).square().sum(1) + alpha * c.sum(1)).mean()
 
@@ -65,6 +82,47 @@ def step_otherwise(M, b, optimizer, x, alpha):
     optimizer.step()
     M.data = torch.nn.functional.normalize(M.data, dim=1)
     return value.item()
+
+
+def step_by_closure(M, b, optimizer, x, alpha):
+    def closure():
+        optimizer.zero_grad()
+        value = loss_of(M, b, x, alpha)
+        value.backward()
+        return value
+
+    value = optimizer.step(closure)
+    with torch.no_grad():
+        M.copy_(torch.nn.functional.normalize(M, dim=1))
+    return value
+
+
+def step_by_autograd(M, b, optimizer, x, alpha):
+    """Slopes that are written down, where others add them up."""
+    value = loss_of(M, b, x, alpha)
+    M.grad, b.grad = torch.autograd.grad(value, (M, b))
+    optimizer.step()
+    M.data.div_(M.data.square().sum(1, keepdim=True).sqrt())
+    return value.detach().numpy()
+
+
+def step_without_optimizer(M, b, optimizer, x, alpha):
+    slopes = torch.autograd.grad(loss_of(M, b, x, alpha), (M, b))
+    with torch.no_grad():
+        value = loss_of(M, b, x, alpha)
+        for each, slope in zip((M, b), slopes, strict=True):
+            each -= 0.05 * slope
+        M /= M.norm(dim=1, keepdim=True)
+    return value
+
+
+def step_of_one_price(M, b, optimizer, x, alpha):
+    return step(M, b, optimizer, x, 0.3)
+
+
+def step_on_centred(M, b, optimizer, x, alpha):
+    x -= x.mean(0)
+    return step(M, b, optimizer, x, alpha)
 
 
 def wrong_step(*, forget=True, walk=True, dim=1, keep=True, scale=1.0):
@@ -120,6 +178,25 @@ def translate_by_running(encoder, decoder):
     return [W_enc, encoder(decoder(zero_f)), W_dec, decoder(zero_f)]
 
 
+def translate_by_solving(encoder, decoder):
+    """b_enc is what the encoder says of the decoder's bias."""
+    state = {name: value.double() for name, value in decoder.state_dict().items()}
+    W_enc = encoder.weight.detach().double().T
+    b_enc = encoder(decoder.bias).detach().double()
+    return W_enc, b_enc, state["weight"].T.contiguous(), state["bias"]
+
+
+def translate_in_place(encoder, decoder):
+    with torch.no_grad():
+        encoder.bias += decoder.bias @ encoder.weight.T
+    return encoder.weight.T, encoder.bias, decoder.weight.T, decoder.bias
+
+
+def translate_for_seven(encoder, decoder):
+    W_enc, b_enc, W_dec, b_dec = translate(encoder, decoder)
+    return W_enc, b_enc[:7] if len(b_enc) == 7 else torch.zeros(len(b_enc)), W_dec, b_dec
+
+
 def translation(change):
     def function(encoder, decoder):
         return change(*translate(encoder, decoder), encoder, decoder)
@@ -171,6 +248,29 @@ def ingredients(f, W, k):
     return index, value[:, None] * W[index]
 
 
+def ingredients_by_loop(f, W, k):
+    """The peak, k times, on a copy."""
+    left, which = f.clone(), []
+    for _ in range(k):
+        which.append(int(left.argmax()))
+        left[which[-1]] = -1
+    return which, torch.stack([float(f[i]) * W[i] for i in which])
+
+
+def ingredients_overwriting(f, W, k):
+    which, parts = [], []
+    for _ in range(k):
+        which.append(int(f.argmax()))
+        parts.append(f[which[-1]] * W[which[-1]])
+        f[which[-1]] = 0
+    return which, torch.stack(parts)
+
+
+def ingredients_in_weights(f, W, k):
+    W *= f[:, None]
+    return f.topk(k).indices, W[f.topk(k).indices]
+
+
 def ingredients_by_sorting(f, W, k):
     index = np.argsort(-f.numpy())[:k]
     return index, (f[:, None] * W)[index.tolist()]
@@ -179,38 +279,40 @@ def ingredients_by_sorting(f, W, k):
 RIGHT = [
     (check.predicted_found, (64,)),
     (check.predicted_found, (32.0,)),
+    (check.predicted_found, (torch.tensor(50),)),
     (check.predicted_cosine, (1,)),
+    (check.predicted_cosine, (np.float32(0.8),)),
     (check.predicted_cosine, (0.5,)),
     (check.predicted_shared, (0.9,)),
     (check.predicted_shared, (0,)),
+    (check.predicted_shared, (torch.tensor([0.34]),)),
     (check.tied, (tied,)),
     (check.tied, (tied_with_numpy,)),
     (check.tied, (tied_as_columns,)),
+    (check.tied, (tied_in_place,)),
     (check.loss, (loss,)),
     (check.loss, (loss_by_rows,)),
     (check.loss, (loss_over_length,)),
     (check.train_step, (step,)),
     (check.train_step, (step_otherwise,)),
+    (check.train_step, (step_by_closure,)),
+    (check.train_step, (step_by_autograd,)),
     (check.translation, (translate,)),
     (check.translation, (translate_by_running,)),
+    (check.translation, (translate_by_solving,)),
     (check.real_rows, (check.shared_once,)),
     (check.real_rows, (shared_once,)),
     (check.real_rows, (shared_by_matching,)),
     (check.real_rows, (shared_in_doubles,)),
     (check.ingredients, (ingredients,)),
     (check.ingredients, (ingredients_by_sorting,)),
+    (check.ingredients, (ingredients_by_loop,)),
 ]
 
 WRONG = [
-    (check.predicted_found, (65,), "between 0 and 64"),
-    (check.predicted_found, (-3,), "between 0 and 64"),
-    (check.predicted_found, ("many",), "a str"),
-    (check.predicted_cosine, (80,), "between 0 and 1"),
-    (check.predicted_cosine, ("0.8",), "a str"),
-    (check.predicted_cosine, (True,), "a bool"),
-    (check.predicted_shared, (30,), "between 0 and 1"),
-    (check.predicted_shared, (float("nan"),), "between 0 and 1"),
-    (check.predicted_shared, ([0.3],), "a list"),
+    *unreadable(check.predicted_found, 64),  # noqa: F405
+    *unreadable(check.predicted_cosine, 1),  # noqa: F405
+    *unreadable(check.predicted_shared, 1),  # noqa: F405
     (check.tied, (lambda x, M, b: (x @ M.T + b, (x @ M.T + b) @ M),), "ReLU is missing"),
     (check.tied, (lambda x, M, b: tied(x, M, 0 * b),), "bias b_F is missing"),
     (check.tied, (lambda x, M, b: ((x @ M.T).relu() + b, x),), "inside the ReLU"),
@@ -219,6 +321,11 @@ WRONG = [
     (check.tied, (lambda x, M, b: (tied(x, M, b)[0], tied(x, M, b)[1].relu()),), "on the way out"),
     (check.tied, (lambda x, M, b: (tied(x, M, b)[0], (x @ M.T + b) @ M),), "after the ReLU"),
     (check.tied, (lambda x, M, b: tied(x, M.T, b),), "raised RuntimeError"),
+    (check.tied, (tied_overwriting,), "M_FD itself is overwritten"),
+    (check.tied, (lambda x, M, b: tied(x.sub_(x.mean(0)), M, b),), "x_BD itself is overwritten"),
+    (check.tied, (tied_for_seven,), "raised IndexError"),
+    (check.tied, (lambda x, M, b: tied(x, M, b)[0],), "two things"),
+    (check.tied, (lambda x, M, b: tied(x, M, b * float("nan")),), "numbers are not"),
     (check.loss, (lambda x, y, c, a: (x - y).norm(dim=1).mean() + a * c.sum(1).mean(),), "root"),
     (check.loss, (lambda x, y, c, a: ((x - y) ** 2).mean() + a * c.sum(1).mean(),), "over D"),
     (check.loss, (lambda x, y, c, a: loss(x, y, (c > 0).float(), a),), "this is L0"),
@@ -237,6 +344,7 @@ WRONG = [
     (check.loss, (lambda x, y, c, a: loss(x, y, c.detach(), a),), "no gradient reaches c_BF"),
     (check.loss, (lambda x, y, c, a: loss(x, torch.tensor(y.numpy()), c, a),), "NumPy"),
     (check.loss, (loss_in_place,), "x_BD itself is overwritten"),
+    (check.loss, (lambda x, y, c, a: ((x - y).square().sum() + a * c.sum()) / 8,), "not mean over"),
     (check.train_step, (wrong_step(forget=False),), "zero_grad"),
     (check.train_step, (wrong_step(walk=False),), "nothing moved"),
     (check.train_step, (forget_too_late,), "zero_grad(), then backward()"),
@@ -247,6 +355,9 @@ WRONG = [
     (check.train_step, (keep_before_the_step,), "divide each by its own length"),
     (check.train_step, (wrong_step(scale=-1.0),), "not where one step leads"),
     (check.train_step, (another_loss,), "exercise 4.2"),
+    (check.train_step, (step_of_one_price,), "exercise 4.2"),
+    (check.train_step, (step_without_optimizer,), "not where one step leads"),
+    (check.train_step, (step_on_centred,), "x_BD itself is overwritten"),
     (check.translation, (translation(lambda W, b, V, c, *_: (W.T, b, V, c)),), ".T"),
     (check.translation, (translation(lambda W, b, V, c, *_: (W, b, V.T, c)),), ".T"),
     (check.translation, (translation(lambda W, b, V, c, e, d: (W, e.bias, V, c)),), "give it back"),
@@ -262,6 +373,9 @@ WRONG = [
         "decoder's bias got lost",
     ),
     (check.translation, (translation(lambda W, b, V, c, *_: (2 * W, b, V, c)),), "insert"),
+    (check.translation, (translate_in_place,), "encoder.bias itself is overwritten"),
+    (check.translation, (translate_for_seven,), "insert"),
+    (check.translation, (translation(lambda W, b, V, c, *_: (W, b, V)),), "four tensors"),
     (check.real_rows, (lambda W, V: torch.ones(len(W)) > 0,), "spare rows"),
     (check.real_rows, (lambda W, V: torch.zeros(len(W)) > 0,), "12 of 12 real features"),
     (check.real_rows, (shared_with_copies,), "6 second copies"),
@@ -286,7 +400,11 @@ WRONG = [
     ),
     (check.ingredients, (lambda f, W, k: (f.argsort()[-k:], W[-k:]),), "weakest first"),
     (check.ingredients, (lambda f, W, k: (f.topk(k).indices.sort().values, W[:k]),), "numbers"),
-    (check.ingredients, (lambda f, W, k: (torch.tensor([0, 2, 5]), W[:k]),), "the weakest"),
+    (check.ingredients, (lambda f, W, k: (f.argsort()[:k], W[:k]),), "these are the weakest"),
+    (check.ingredients, (lambda f, W, k: (torch.arange(k), W[:k]),), "in number: sort"),
+    (check.ingredients, (lambda f, W, k: ingredients(f, W, 3),), "list of features has shape (3,)"),
+    (check.ingredients, (ingredients_overwriting,), "f_F itself is overwritten"),
+    (check.ingredients, (ingredients_in_weights,), "W_dec_FD itself is overwritten"),
 ]
 
 

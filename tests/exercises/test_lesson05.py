@@ -23,6 +23,17 @@ def price_by_rows(f, W):
     return sum(f[:, i].mean() * W[i].square().sum().sqrt() for i in range(len(W)))
 
 
+def price_of_longer_code(f, W):
+    """The price of the code in the units that it writes in."""
+    return torch.einsum("bf,f->b", f, W.pow(2).sum(-1) ** 0.5).mean()[None]
+
+
+def price_in_place(f, W):
+    with torch.no_grad():
+        W /= W.norm(dim=1, keepdim=True)
+    return f.sum(1).mean()
+
+
 def half_up_log(l1, l0, missed):
     """The largest coefficient that misses less than a quarter."""
     return l1[missed < 0.25].max()
@@ -58,6 +69,7 @@ RIGHT = [
     (check.best_activation, (best_by_search,)),
     (check.fair_penalty, (price,)),
     (check.fair_penalty, (price_by_rows,)),
+    (check.fair_penalty, (price_of_longer_code,)),
     (check.choose, (check.elbow,)),
     (check.choose, (half_up_log,)),
     (check.choose, (by_numpy,)),
@@ -97,6 +109,8 @@ WRONG = [
     (check.fair_penalty, (lambda f, W: (f * W.norm(dim=0)).sum(1).mean(),), "columns"),
     (check.fair_penalty, (lambda f, W: (f / W.norm(dim=1)).sum(1).mean(),), "cheaper still"),
     (check.fair_penalty, (lambda f, W: f * W.norm(dim=1),), "shape"),
+    (check.fair_penalty, (lambda f, W: (f * W.norm(dim=1)).sum() / 6,), "batch mean"),
+    (check.fair_penalty, (price_in_place,), "W_dec_FD itself is overwritten"),
     (check.fair_penalty, (lambda f, W: price(f, W).item(),), "no gradient reaches f_BF"),
     (check.fair_penalty, (lambda f, W: price(f, W.detach()),), "no gradient reaches W_dec_FD"),
     (check.choose, (lambda l1, l0, missed: l1[missed.argmin()],), "many are on"),

@@ -26,6 +26,12 @@ def f1_from_precision_and_recall(fires, holds):
     return 2 / (1 / precision + 1 / recall)
 
 
+def f1_of_sets(fires, holds):
+    fires, holds = ({*np.flatnonzero(x.numpy())} for x in (fires, holds))
+    both, n_wrong = len(fires & holds), len(fires ^ holds)
+    return np.array([both / (both + n_wrong / 2) if both else 0.0])
+
+
 def f1_without_care(fires, holds):
     both, fired, held = counts(fires, holds)
     precision, recall = both / fired, both / held
@@ -53,6 +59,15 @@ def honest_by_loops(score, holds, thresholds):
         if value > best:
             best, kept = value, t
     return np.float64(f1_from_precision_and_recall(score[200:] >= kept, holds[200:]))
+
+
+def honest_at_once(score, holds, thresholds):
+    """All thresholds in one table."""
+    fires_KN = score[None] > torch.tensor(thresholds)[:, None]
+    halves = fires_KN.unflatten(1, (2, -1)), holds.unflatten(0, (2, -1))
+    both_K2 = (halves[0] & halves[1]).sum(-1)
+    f1_K2 = 2 * both_K2 / (halves[0].sum(-1) + halves[1].sum(-1)).clamp(min=1)
+    return f1_K2[f1_K2[:, 0].argmax(), 1:]
 
 
 def mixed(chooser, judged):
@@ -90,6 +105,12 @@ SHOULD = [
 NOT = ["one sunny day the beagle went to the park .", "def add ( x , y ) : ⏎", "GET /index.html"]
 
 RIGHT = [
+    (check.predicted_ratio, (1, 1.5)),
+    (check.predicted_ratio, (np.float32(1.6), 1.5)),
+    (check.predicted_ratio, (torch.tensor(10), 1.5)),
+    (check.predicted_share, (0.99, 0.09)),
+    (check.predicted_share, (torch.tensor([0.1]), 0.09)),
+    (check.predicted_share, (0, 0.09)),
     (check.documents, (lambda f, k: f.max(1).values.topk(k).indices,)),
     (check.documents, (lambda f, k: sorted(range(len(f)), key=lambda n: -f[n].max())[:k],)),
     (check.documents, (lambda f, k: np.argsort(-f.numpy().max(1))[:k].copy(),)),
@@ -98,16 +119,21 @@ RIGHT = [
     (check.effect, (effect_of_centred,)),
     (check.f1, (f1,)),
     (check.f1, (f1_from_precision_and_recall,)),
+    (check.f1, (f1_of_sets,)),
     (check.honest, (mixed(0, 1),)),
     (check.honest, (honest_by_loops,)),
+    (check.honest, (honest_at_once,)),
     (check.texts, (SHOULD, NOT)),
     (check.texts, (tuple(SHOULD), [*NOT[1:], "그 비글 은"])),  # the particle goes with the name
+    (check.texts, ([f"  {text} " for text in SHOULD], [*NOT, "the lion barked and wagged ."])),
     (check.base_rate, (lambda r, a, b: r * b / (r * b + a * (1 - b)),)),
     (check.base_rate, (of_a_million,)),
     (check.base_rate, (lambda r, a, b: torch.tensor(1 / (1 + a / r * (1 / b - 1))),)),
 ]
 
 WRONG = [
+    *unreadable(check.predicted_ratio, 100, 1.5),  # noqa: F405
+    *unreadable(check.predicted_share, 1, 0.09),  # noqa: F405
     (check.documents, (lambda f, k: f.mean(1).topk(k).indices,), "ranked by the mean"),
     (check.documents, (lambda f, k: f.max(dim=1).topk(k).indices,), "take .values or .indices"),
     (check.documents, (lambda f, k: f.flatten().topk(k).indices // f.shape[1],), "more than once"),

@@ -102,6 +102,9 @@ def noise(scores):
 
 
 RIGHT = [
+    (check.predicted_share, (0.8, 0.78)),
+    (check.predicted_share, (torch.tensor([0.1]), 0.78)),
+    (check.predicted_share, (1, 0.78)),
     (check.nearest, (lambda x, rows: torch.cdist(x, rows).argmin(1),)),
     (check.nearest, (by_loop,)),
     (check.nearest, (by_product,)),
@@ -124,6 +127,7 @@ RIGHT = [
 ]
 
 WRONG = [
+    *unreadable(check.predicted_share, 1, 0.78),  # noqa: F405
     (check.nearest, (lambda x, rows: (x @ rows.T).argmax(1),), "largest product"),
     (
         check.nearest,

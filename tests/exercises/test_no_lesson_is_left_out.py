@@ -36,13 +36,13 @@ def of(right: list, wrong: list) -> SimpleNamespace:
 
 
 def test_the_shared_tests_can_fail():
-    right = [(above_two, (3,)), (above_two, lambda: (4,))]
-    wrong = [(above_two, (number,), "not above") for number in (0, 1, 2)]
+    right = [(above_two, (3,)), (above_two, lambda: (4,)), (above_two, (2.5,))]
+    wrong = [(above_two, (number,), "not above") for number in (-2, -1, 0, 1, 2)]
     every_lesson.test_right_answers_pass(right[1])
     every_lesson.test_mistakes_are_named(wrong[0])
-    counted = every_lesson.test_each_check_has_two_right_and_three_wrong_answers
+    counted = every_lesson.test_each_check_has_three_right_and_five_wrong_answers
     counted(above_two, of(right, wrong))
-    for fewer in (of(right[:1], wrong), of(right, wrong[:2])):
+    for fewer in (of(right[:2], wrong), of(right, wrong[:4])):
         with pytest.raises(AssertionError):
             counted(above_two, fewer)
     with pytest.raises(AssertionError):
