@@ -31,7 +31,7 @@ from benchmarks import machine
 from benchmarks.peers import Problem
 from saelearn import artifacts
 from saelearn.activations import ActivationStore
-from saelearn.activations.shards import Tokens, Writer
+from saelearn.activations.shards import ShardWriter, Tokens
 from saelearn.sae import AT_FULL, L1, SAE, Squared, TopK
 from saelearn.toy import PlantedFeatures
 from saelearn.train import Adam, engine_for, step, train
@@ -337,7 +337,7 @@ def from_disk(gigabytes: float, *, steps: int = 800) -> dict[str, object]:
     rows = int(gigabytes * 1e9 / (2 * D)) // 65_536 * 65_536
     x_ND = torch.randn(rows, D, device="cuda").to(torch.bfloat16)
     with tempfile.TemporaryDirectory() as folder:
-        writer = Writer(folder, {"rows": "made up"}, d_in=D, dtype="bfloat16")
+        writer = ShardWriter(folder, {"rows": "made up"}, d_in=D, dtype="bfloat16")
         for number, part_ND in enumerate(x_ND.split(65_536)):
             writer.add(part_ND, {"batches": number})
         writer.close(Tokens(rows, rows, 0, 0), {"batches": number})

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from saelearn.activations import MEMORY_LIMIT, ActivationStore
-from saelearn.activations.shards import DTYPES, Tokens, Writer
+from saelearn.activations.shards import DTYPES, ShardWriter, Tokens
 
 DOCUMENT = 127  # rows of one made-up document: 128 tokens without the first
 BASE = 256  # the digits of a row's number: whole numbers that bfloat16 holds too
@@ -154,7 +154,7 @@ def disk_speed(folder: Path) -> float:
 def measure_write(folder: Path, rows: int, width: int, dtype: str) -> dict:
     seconds = 0.0
     with AnonymousMemory() as memory:
-        writer = Writer(folder, {"made": "up"}, d_in=width, dtype=dtype)
+        writer = ShardWriter(folder, {"made": "up"}, d_in=width, dtype=dtype)
         writer.reserve(rows)
         for number, x_ND in enumerate(made_up(rows, width), 1):
             start = time.perf_counter()

@@ -7,8 +7,8 @@ optimizer. All take turns, and ratios are medians over the rounds. The limit is 
 product alone, 2 B D F operations, at the best fp32 product measured in the same rounds; beside it
 stands what a copy of 64 MB reached, since a busy machine has little of its memory's bandwidth.
 `--busy` measures all twice, the second time beside a process that streams through memory on another
-core. `slowest_tenth` is how long the slowest tenth of our steps take, over the median; `one_thread`,
-where there are several, our step with one.
+core. `slowest_tenth` is how long the slowest tenth of our steps take, over the median;
+`one_thread`, where there are several, our step with one.
 """
 
 from __future__ import annotations

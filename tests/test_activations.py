@@ -46,9 +46,9 @@ def exact_sae() -> SAE:
 
 
 @pytest.mark.parametrize("skip", [0, 1, 3])
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_rows_are_documents_then_positions(lm: LM, skip: int, batch_size: int) -> None:
-    found = collect(lm, TOKENS, SITE, skip=skip, batch_size=batch_size)
+@pytest.mark.parametrize("pass_size", [1, 4, 100])
+def test_rows_are_documents_then_positions(lm: LM, skip: int, pass_size: int) -> None:
+    found = collect(lm, TOKENS, SITE, skip=skip, pass_size=pass_size)
     kept = 10 - skip
     assert found.x_ND.shape == (9 * kept, WIDTH) and (found.site, found.skip) == (SITE, skip)
     for d in (0, 4, 8):
@@ -66,8 +66,8 @@ def test_no_documents_are_refused(tokens: Tensor) -> None:
 
 
 def test_unusable_arguments_are_refused() -> None:
-    with pytest.raises(Refusal, match="batch_size"):
-        collect(make("gpt2"), TOKENS, SITE, batch_size=0)
+    with pytest.raises(Refusal, match="pass_size"):
+        collect(make("gpt2"), TOKENS, SITE, pass_size=0)
     with pytest.raises(Refusal, match="a site of this model"):
         collect(make("gpt2"), TOKENS, "nowhere")
 
@@ -85,7 +85,7 @@ def test_a_stream_gives_each_row_once(buffer_size: int, batch_size: int) -> None
     parts = TOKENS.split(2)
     batches = list(stream(lm, parts, SITE, batch_size=batch_size, buffer_size=buffer_size, seed=0))
     rows = torch.cat(batches)
-    every = count_rows(collect(lm, TOKENS, SITE, batch_size=2).x_ND)
+    every = count_rows(collect(lm, TOKENS, SITE, pass_size=2).x_ND)
     assert every.total() == 81 and len(every) > 75  # documents that begin alike share a row
     assert count_rows(rows) == every
     assert {len(x) for x in batches[:-1]} <= {batch_size} and len(batches[-1]) <= batch_size
@@ -131,7 +131,7 @@ def test_gathered_is_what_collect_collects(
     store = gather(lm, documents, SITE, folder=tmp_path / "s", memory_limit=limit, dtype=dtype,
                    batch_size=11, epochs=1, pass_size=4, seed=2)  # fmt: skip
     assert (tmp_path / "s").exists() == (memory_limit == 0 and dtype == "float32")
-    expected = collect(lm, documents, SITE, batch_size=4).x_ND.to(getattr(torch, dtype))
+    expected = collect(lm, documents, SITE, pass_size=4).x_ND.to(getattr(torch, dtype))
     assert count_rows(every_row(store)) == count_rows(expected.float())
     assert (store.rows, store.d_in, store.batches_per_epoch) == (162, WIDTH, 15)
     if store.tokens:
@@ -349,7 +349,7 @@ def test_filling_gives_no_rows_wherever_it_stands(
 ) -> None:
     tokens_NT, mask_NT = filled(side)
     expected = alone(lm, skip)
-    found = collect(lm, tokens_NT, SITE, mask_NT=mask_NT, skip=skip, batch_size=2)
+    found = collect(lm, tokens_NT, SITE, mask_NT=mask_NT, skip=skip, pass_size=2)
     torch.testing.assert_close(found.x_ND, expected, rtol=1e-4, atol=1e-4)
     documents = some_tokens(len(LENGTHS), 12, seed=6)
     words = [documents[d, skip:n] for d, n in enumerate(LENGTHS)]
@@ -445,7 +445,7 @@ def test_rows_are_left_out_by_norm(tmp_path: Path, shard_rows: int) -> None:
     left_out = sum(len(a.x_ND) - len(e) for a, e in zip(every, expected, strict=True))
     assert left_out == sum(int(((a.tokens_N == 7) | (a.tokens_N == 8)).sum()) for a in every) > 3
     tokens_NT, how = torch.cat(parts), {"max_norm": 10.0}
-    found = collect(lm, tokens_NT, site, batch_size=3, **how)
+    found = collect(lm, tokens_NT, site, pass_size=3, **how)
     assert torch.equal(found.x_ND, torch.cat(expected))
     assert not ((found.tokens_N == 7) | (found.tokens_N == 8)).any()
     how |= {"shard_rows": shard_rows, "dtype": "float32"}
@@ -501,11 +501,11 @@ def test_several_sites_take_one_pass_up_to_the_last(lm: LM) -> None:
     sites = ["blocks.1.hook_mlp_out", *lm.residual_sites()[:2]]
     lm.capture(TOKENS, sites)  # what the names mean is measured once
     ran.clear()
-    found = collect_all(lm, TOKENS, sites, batch_size=5, skip=2)
+    found = collect_all(lm, TOKENS, sites, pass_size=5, skip=2)
     assert ran == 2 * [0, 1]  # two batches; the third block never
     assert list(found) == sites
     for site in sites:
-        single = collect(lm, TOKENS, site, batch_size=5, skip=2)
+        single = collect(lm, TOKENS, site, pass_size=5, skip=2)
         assert torch.equal(found[site].x_ND, single.x_ND) and found[site].site == site
     for wrong in ("blocks.1.hook_mlp_out", [], None):
         with pytest.raises(Refusal, match="list of sites"):

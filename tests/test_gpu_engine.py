@@ -260,7 +260,7 @@ def test_what_is_frozen_stays():
 @pytest.mark.parametrize("norm", ["weighted", "unit_norm"])
 @pytest.mark.parametrize("plan", [SPARSE, DENSE])
 def test_several_side_by_side_are_as_each_alone(plan, norm):
-    from saelearn.train.fast import Stack
+    from saelearn.train.fast import Case, Stack
 
     torch.manual_seed(0)
     K, F, D = 3, 40, 9
@@ -268,14 +268,13 @@ def test_several_side_by_side_are_as_each_alone(plan, norm):
                   torch.randn(K, D))  # fmt: skip
     stack = Stack(*(t.to(DEVICE) for t in stack))
     x_BD, l1_K = torch.randn(37, D, device=DEVICE), torch.linspace(0.1, 2, K, device=DEVICE)
-    how = {"decoder_norm": norm, "centred": True}
-    loss, count_KF, gradient = gpu.GpuKernel(plan, tiles=SMALL).stacked(
-        stack, x_BD, l1_K=l1_K, **how
-    )
+    kernel = gpu.GpuKernel(plan, tiles=SMALL)
+    loss, count_KF, gradient = kernel.stacked(stack, x_BD, Case(l1_K, norm, True))
     gradient = Stack(*(g.clone() for g in gradient))
     for k in range(K):
         one = Stack(*(p[k : k + 1] for p in stack))
-        alone = gpu.GpuKernel(plan, tiles=SMALL).stacked(one, x_BD, l1_K=l1_K[k : k + 1], **how)
+        case = Case(l1_K[k : k + 1], norm, True)
+        alone = gpu.GpuKernel(plan, tiles=SMALL).stacked(one, x_BD, case)
         assert torch.equal(count_KF[k], alone[1][0])
         torch.testing.assert_close(loss.total[k], alone[0].total[0])
         for a, b in zip(gradient, alone[2], strict=True):

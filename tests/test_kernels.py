@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from saelearn.sae import AT_FULL, L1, SAE, l1_loss
 from saelearn.train.autograd import Autograd
-from saelearn.train.fast import ENCODERS, Kernel, Plan, SparseL1, Stack, active, kernels
+from saelearn.train.fast import ENCODERS, Case, Kernel, Plan, SparseL1, Stack, active, kernels
 
 PLANS = [Plan("plain", 0.0), *(Plan(encoder, 1.1) for encoder in ENCODERS)]
 
@@ -126,9 +126,7 @@ def test_no_encoder_loses_an_entry_whatever_the_sizes_of_rows_and_features():
         b_F = -(x_BD @ W_FD.T).median(0).values
         sae = Stack(W_FD[None], b_F[None], W_FD[None], torch.zeros(1, 20))
         plain, *others = (
-            Kernel(Plan(encoder, 1.1)).stacked(
-                sae, x_BD, l1_K=torch.ones(1), decoder_norm="free", centred=True
-            )[1]
+            Kernel(Plan(encoder, 1.1)).stacked(sae, x_BD, Case(torch.ones(1), "free", True))[1]
             for encoder in ENCODERS
         )
         z_BF = x_BD.double() @ W_FD.double().T + b_F.double()
@@ -149,11 +147,10 @@ def test_saes_side_by_side_are_those_alone_to_the_bit(plan, norm, table, monkeyp
     sae = Stack(W_KFD, torch.randn(K, F) - torch.linspace(0, 10, K)[:, None],
                 torch.randn(K, F, D), torch.randn(K, D))  # fmt: skip
     x_BD, l1_K = torch.randn(200, D), torch.linspace(0.1, 2, K)
-    settings = {"decoder_norm": norm, "centred": True}
-    together = Kernel(plan).stacked(sae, x_BD, l1_K=l1_K, **settings)
+    together = Kernel(plan).stacked(sae, x_BD, Case(l1_K, norm, True))
     for k in range(K):
         one = Stack(*(p[k : k + 1] for p in sae))
-        alone = Kernel(plan).stacked(one, x_BD, l1_K=l1_K[k : k + 1], **settings)
+        alone = Kernel(plan).stacked(one, x_BD, Case(l1_K[k : k + 1], norm, True))
         for all_of_them, it in zip(together, alone, strict=True):
             pairs = (
                 zip(all_of_them, it, strict=True) if isinstance(it, tuple) else [(all_of_them, it)]

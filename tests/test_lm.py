@@ -235,8 +235,8 @@ def test_the_loss_is_transformers_loss(lm: LM) -> None:
     tokens = some_tokens(7, 10, seed=1)
     with torch.no_grad():
         expected = lm.model(tokens, labels=tokens).loss.item()
-    for batch_size in (1, 3, 100):
-        assert lm.loss(tokens, batch_size=batch_size) == pytest.approx(expected, rel=1e-5)
+    for pass_size in (1, 3, 100):
+        assert lm.loss(tokens, pass_size=pass_size) == pytest.approx(expected, rel=1e-5)
 
 
 # --- generate -------------------------------------------------------------------------------------

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from taught import NOTEBOOKS, code_of, taught
 from torch import nn
 
 from saelearn import metrics, tiny
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-LESSON = NOTEBOOKS / "00_start_here.ipynb"
-
-
-def code() -> list[str]:
-    cells = json.loads(LESSON.read_text("utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-
 
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
-    """The lesson's functions, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch, "nn": nn, "rule_D": torch.tensor([12.0, 10, 5, 0])}
-    for cell in code():
-        kept = [node for node in ast.parse(cell).body if isinstance(node, ast.FunctionDef)]
-        exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
-    return names
+    return taught("00", nn=nn, rule_D=torch.tensor([12.0, 10, 5, 0]))
 
 
 def test_share_is_the_mention_rate(lesson):
@@ -71,7 +57,7 @@ def test_nudge_reads_a_linear_model(lesson):
 
 
 def test_the_map_has_the_lessons_own_questions():
-    found = re.findall(r'"(\d\d)": "([^"]+\?)"', "\n".join(code()))
+    found = re.findall(r'"(\d\d)": "([^"]+\?)"', "\n".join(code_of("00")))
     assert [number for number, _ in found] == [f"{i:02}" for i in range(14)]
     questions = dict(found)
     for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"):

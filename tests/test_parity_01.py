@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import ast
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from taught import taught
 
 from saelearn import metrics, sae, toy, train
 from saelearn.exercises import lesson01 as check
 from saelearn.toy import linear
 
-LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "01_autoencoders.ipynb"
 HOUSE = toy.PlantedFeatures.make(n_features=200, d_in=100, p=20 / 200)
 
 
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
-    """The lesson's functions, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch, "sae": sae, "metrics": metrics}
-    names |= {"house": HOUSE, "train": train, "fresh_NG": torch.ones(1, 1)}
-    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            body = ast.parse("".join(cell["source"])).body
-            kept = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
-    return names
+    return taught(
+        "01", sae=sae, metrics=metrics, house=HOUSE, train=train, fresh_NG=torch.ones(1, 1)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import ast
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import nnls
+from taught import taught
 
 from saelearn import toy
 from saelearn.exercises import lesson02 as check
 from saelearn.toy import toy_step
 
-LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "02_superposition.ipynb"
-
 
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
-    """The lesson's functions and classes, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch, "toy": toy}
-    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            body = ast.parse("".join(cell["source"])).body
-            kept = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
-    return names
+    return taught("02", toy=toy)
 
 
 def generator() -> torch.Generator:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from taught import taught
 
 from saelearn import toy
 from saelearn.exercises import lesson03 as check
 from saelearn.plots import patches
 from saelearn.toy import sparse_coding
 
-LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "03_sparse_coding.ipynb"
 PLANTED = toy.PlantedFeatures.make(seed=4)
 W_FD = PLANTED.directions_GD
 X_BD, F_BF = PLANTED.sample(50, generator=torch.Generator().manual_seed(0))
@@ -25,14 +22,7 @@ X_BD, F_BF = PLANTED.sample(50, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
-    """The lesson's functions, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch, "toy": toy, "sc": sparse_coding, "check": check}
-    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            body = ast.parse("".join(cell["source"])).body
-            kept = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
-    return names
+    return taught("03", toy=toy, sc=sparse_coding, check=check)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.7])

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from taught import taught
 from torch import nn
 
 from saelearn import metrics, sae, toy, train
 from saelearn.exercises import lesson04 as check
 
-LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "04_first_sae.ipynb"
 PLANTED = toy.PlantedFeatures.make()
 
 
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
-    """The lesson's functions and classes, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch, "nn": nn, "sae": sae, "metrics": metrics}
-    names |= {"P": PLANTED, "train": train}
-    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            body = ast.parse("".join(cell["source"])).body
-            kept = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
-    return names
+    return taught("04", nn=nn, sae=sae, metrics=metrics, P=PLANTED, train=train)
 
 
 @pytest.fixture

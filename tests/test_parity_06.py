@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import ast
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from taught import taught
 
 from saelearn import activations, metrics
 
-LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "06_language_model.ipynb"
 MODULE = "transformer.h.1.mlp"
 
 
 @pytest.fixture
 def lesson() -> dict[str, Any]:
-    """The lesson's functions, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch}
-    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            body = ast.parse("".join(cell["source"])).body
-            kept = [n for n in body if isinstance(n, ast.FunctionDef)]
-            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
-    return names
+    return taught("06")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
+from taught import taught
 
 from saelearn import metrics
 from saelearn.activations import collect
@@ -18,19 +16,10 @@ from saelearn.train import mean_norm_scale, memory
 from saelearn.train.loop import step
 from saelearn.train.resampling import resample
 
-LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "07_training.ipynb"
-
 
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
-    """The lesson's functions, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch, "metrics": metrics}
-    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            body = ast.parse("".join(cell["source"])).body
-            kept = [n for n in body if isinstance(n, ast.FunctionDef)]
-            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
-    return names
+    return taught("07", metrics=metrics)
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from taught import taught
 from tiny_models import make, some_tokens
 
 from saelearn import features, metrics
 from saelearn.activations import Activations
 
-LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "08_features.ipynb"
-
 
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
-    """The lesson's functions, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch}
-    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            body = ast.parse("".join(cell["source"])).body
-            kept = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
-    return names
+    return taught("08")
 
 
 def rand(seed: int, *shape: int) -> torch.Tensor:

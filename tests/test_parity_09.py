@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from taught import taught
 from torch import nn
 
 from saelearn import steer
 from saelearn.sae import SAE
 
-LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "09_steering.ipynb"
-
 
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
-    """The lesson's functions, without the rest of its cells."""
-    names: dict[str, Any] = {"torch": torch, "nn": nn, "STRENGTH": 1.0}
-    names |= {"tiny": type("tiny", (), {"SITE": ""}), "FIRST": range(1, 9)}
-    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            body = ast.parse("".join(cell["source"])).body
-            kept = [node for node in body if isinstance(node, ast.FunctionDef)]
-            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
-    return names
+    return taught("09", nn=nn, STRENGTH=1.0, tiny=type("tiny", (), {"SITE": ""}), FIRST=range(1, 9))
 
 
 @pytest.fixture

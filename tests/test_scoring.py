@@ -57,7 +57,7 @@ def test_pieces_of_any_size_give_the_same(lm: LM, most: int, masked: bool, monke
     compared = lm.compare(TOKENS, edits, mask_NT=mask_BT)
     assert tuple(compared) == pytest.approx((clean, edited, kl), rel=1e-4)
     assert lm.loss(TOKENS, mask_NT=mask_BT) == pytest.approx(clean, rel=1e-4)
-    assert lm.loss(TOKENS, edits, mask_NT=mask_BT, batch_size=2) == pytest.approx(edited, rel=1e-4)
+    assert lm.loss(TOKENS, edits, mask_NT=mask_BT, pass_size=2) == pytest.approx(edited, rel=1e-4)
     assert kl > 0.01 and abs(edited - clean) > 0.01
 
 
@@ -83,9 +83,9 @@ def test_nothing_to_predict_is_refused(lm: LM) -> None:
         ):
             with pytest.raises(Refusal, match="nothing to predict"):
                 call(tokens_NT, mask_NT)
-    for batch_size in (0, -1, float("nan")):
-        with pytest.raises(Refusal, match="batch_size"):
-            lm.loss(TOKENS, batch_size=batch_size)
+    for pass_size in (0, -1, float("nan")):
+        with pytest.raises(Refusal, match="pass_size"):
+            lm.loss(TOKENS, pass_size=pass_size)
 
 
 @pytest.mark.parametrize("most", [3 * 12 * WORDS, 5 * WORDS])

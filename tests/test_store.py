@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from saelearn.activations import ActivationStore
-from saelearn.activations.shards import DTYPES, Shards, Tokens, Writer, to_dtype
+from saelearn.activations.shards import DTYPES, Shards, ShardWriter, Tokens, to_dtype
 from saelearn.errors import ArtifactError, Refusal
 from saelearn.train import batches, train
 
@@ -40,7 +40,7 @@ def numbers(x_BD: Tensor) -> list[int]:
 
 
 def put(folder: Path, x_ND: Tensor, *, parts: int = 50, **arguments) -> Path:
-    writer = Writer(folder, SETTINGS, d_in=x_ND.shape[1], **arguments)
+    writer = ShardWriter(folder, SETTINGS, d_in=x_ND.shape[1], **arguments)
     mark = {}
     for i, part_ND in enumerate(x_ND.split(parts), 1):
         mark = {"batches": i}
@@ -357,7 +357,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=next(iter(how))):
             put(folder, numbered(100), **{"shard_rows": 40} | how)
     with pytest.raises(ArtifactError, match="made"):
-        Writer(folder, {"made": "elsewhere"}, d_in=2, shard_rows=40)
+        ShardWriter(folder, {"made": "elsewhere"}, d_in=2, shard_rows=40)
     assert numbers(torch.cat(list(ActivationStore(folder, epochs=1)))) != []
 
 
@@ -369,10 +369,10 @@ def test_a_disk_that_is_too_small_is_said_before(tmp_path: Path, monkeypatch) ->
 
 KILLED = """
 import torch
-from saelearn.activations.shards import Tokens, Writer
+from saelearn.activations.shards import Tokens, ShardWriter
 i_N = torch.arange(60_000)
 x_ND = torch.stack([i_N % 256, i_N // 256], 1).float()
-writer = Writer({folder!r}, {settings!r}, d_in=2, shard_rows=700)
+writer = ShardWriter({folder!r}, {settings!r}, d_in=2, shard_rows=700)
 print("ready", flush=True)
 at = 0
 for i, part_ND in enumerate(x_ND.split(50), 1):

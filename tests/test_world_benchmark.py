@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ from scipy.stats import mannwhitneyu
 from benchmarks.world import detectors, hierarchy, lies
 from benchmarks.world.__main__ import rounded
 from benchmarks.world.sample import Sample, mean_sd
-from saelearn import features, metrics, tiny
+from saelearn import artifacts, features, metrics, tiny
 
 
 def test_mean_and_deviation_over_seeds():
@@ -136,3 +138,29 @@ def test_rounding_keeps_words_and_counts():
         "a": 0.1235,
         "b": {"c": 3, "d": "x"},
     }
+
+
+def test_the_page_says_of_what_is_shipped_what_was_measured():
+    """Its figures were once of SAEs that were no longer there."""
+    page = Path(__file__).parent.parent / "benchmarks" / "README.md"
+    section = re.search(r"### world\n(.*?)\n### ", page.read_text("utf-8"), re.S)[1]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:2] == "| "]
+    said = {name.split(",")[0].strip("*"): shipped.replace("*", "") for name, shipped, *_ in rows}
+    found = artifacts.read_json(artifacts.data_dir() / "world.json")["figures"]
+    lie, small = found["lie"], ("small", "middle", "large")
+    assert (
+        said["best feature's F1** over them"] == f"{found['f1_sae']:.3f} ± {found['f1_sae_sd']:.3f}"
+    )
+    assert said["its L0"] == f"{found['sae_l0']:.1f}"
+    assert said["best SAE of any kind"] == f"{found['f1_best_any']:.3f} `{found['best_sae']}`"
+    assert said["features over the best of these"] == f"{found['f1_over_best_control']:.2f}"
+    assert said["P(a lie) then"] == f"{lie['p_lie_steered']:.3f}"
+    assert said["an honest speaker's P(true)"].endswith(f"→ {lie['p_true_steered']:.3f}")
+    assert said["gap in P(she) between professions"].endswith(f"{found['bias']['after']:.3f}")
+    split = [said[name] for name in said if name.startswith("features for one class")]
+    assert split == [", ".join(str(found["splitting"][size]) for size in small)]
+    for name, steered in found["steering"].items():
+        concept, everywhere = name.removesuffix("_everywhere"), name.endswith("_everywhere")
+        (row,) = (r for r in rows if r[0].replace(" ", "_") == concept)
+        figures = f"{steered['rate']:.3f}, {steered['validity']:.3f}"
+        assert row[1 + everywhere].replace("*", "") == figures

@@ -79,7 +79,7 @@ def collect(
     site: str,
     *,
     mask_NT: Tensor | None = None,
-    batch_size: int = 128,
+    pass_size: int = 128,
     skip: int = 1,
     leave_tokens: Sequence[int] = (),
     max_norm: float | None = None,
@@ -87,12 +87,15 @@ def collect(
 ) -> Activations:
     """All activations of a site over some documents, in memory (4 N T D bytes).
 
+    `LM.capture` reads them off the running model, pass by pass; what is here leaves out and lines
+    up.
+
     Args:
         lm: the model.
         tokens_NT: token ids.
         site: where to look.
         mask_NT: true where a token stands, if documents are filled up; None: everywhere.
-        batch_size: documents in one pass.
+        pass_size: documents in one pass.
         skip: first positions to leave out; position 0 is `<doc>`, whose activation is always
             the same and, in many models, enormous.
         leave_tokens: token ids whose rows to leave out, such as BOS within packed texts.
@@ -104,7 +107,7 @@ def collect(
         Refusal: documents or a site that the model cannot take; rows that are not finite.
     """
     (found,) = collect_all(
-        lm, tokens_NT, [site], mask_NT=mask_NT, batch_size=batch_size, skip=skip,
+        lm, tokens_NT, [site], mask_NT=mask_NT, pass_size=pass_size, skip=skip,
         leave_tokens=leave_tokens, max_norm=max_norm, progress=progress,
     ).values()  # fmt: skip
     return found
@@ -116,7 +119,7 @@ def collect_all(
     sites: Sequence[str],
     *,
     mask_NT: Tensor | None = None,
-    batch_size: int = 128,
+    pass_size: int = 128,
     skip: int = 1,
     leave_tokens: Sequence[int] = (),
     max_norm: float | None = None,
@@ -125,10 +128,9 @@ def collect_all(
     """As `collect`, for several sites: the model runs once, up to the last of them."""
     if isinstance(sites, str) or not sites:
         raise Refusal("a list of sites", repr(sites), "activations.collect takes one site")
-    check_whole(batch_size, "batch_size", 1)
     documents = tokens_NT if mask_NT is None else Batch(tokens_NT, mask_NT)
     leave = Leave(skip, tuple(leave_tokens), max_norm)
-    source = Source(lm, documents, tuple(sites), leave, None, batch_size, progress)
+    source = Source(lm, documents, tuple(sites), leave, None, pass_size, progress)
     parts = [_on_cpu(source.rows(batch)) for batch in source]
     whole = mask_NT is None and not leave_tokens and max_norm is None
     found = {}
@@ -277,7 +279,7 @@ def measure_loss_recovered(
     *,
     ablation_name: str,
     mask_NT: Tensor | None = None,
-    batch_size: int = 128,
+    pass_size: int = 128,
 ) -> LossRecovered:
     """Loss recovered by an SAE at a site over documents, against "zero" or "mean" ablation.
 
@@ -286,14 +288,14 @@ def measure_loss_recovered(
 
     Args:
         mask_NT: true where a token stands, if documents are filled up; None: everywhere.
-        batch_size: documents in one pass, at most: fewer where their logits would not fit.
+        pass_size: documents in one pass, at most: fewer where their logits would not fit.
     """
     if ablation_name not in ABLATIONS:
         raise Refusal(f"ablation_name as one of {', '.join(ABLATIONS)}", repr(ablation_name))
     mean_D = None
     if ablation_name == "mean":
-        mean_D = collect(lm, tokens_NT, site, mask_NT=mask_NT, batch_size=batch_size).x_ND.mean(0)
-    how = {"mask_NT": mask_NT, "batch_size": batch_size}
+        mean_D = collect(lm, tokens_NT, site, mask_NT=mask_NT, pass_size=pass_size).x_ND.mean(0)
+    how = {"mask_NT": mask_NT, "pass_size": pass_size}
     compared = lm.compare(tokens_NT, {site: splice(sae)}, **how)
     return loss_recovered(
         clean=compared.clean,

@@ -71,7 +71,7 @@ def to_dtype(x_ND: Tensor, dtype: str) -> Tensor:
     return stored_ND.cpu()
 
 
-class Writer:
+class ShardWriter:
     """Rows in, shards out; a folder that was begun from the same settings is gone on with.
 
     Args:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saelearn.activations.shards import Tokens, Writer, to_dtype
+from saelearn.activations.shards import ShardWriter, Tokens, to_dtype
 from saelearn.errors import Refusal, check_range, check_whole
 from saelearn.lm import LM, Batch, checked_mask
 
@@ -256,7 +256,7 @@ def write(
     settings = {"model": _fingerprint(lm), "site": site, "skip": skip, "padding": padding}
     if leave_tokens or max_norm is not None:  # else as in the folders of before
         settings |= {"leave_tokens": list(leave_tokens), "max_norm": max_norm}
-    writer = Writer(
+    writer = ShardWriter(
         folder, settings, d_in=source.d_in(first), dtype=dtype, shard_rows=shard_rows, seed=seed
     )
     if isinstance(documents, Tensor | Batch):

@@ -119,13 +119,13 @@ class LM(Reader):
         edits: Mapping[str, Edit] | None = None,
         *,
         mask_NT: Tensor | None = None,
-        batch_size: int = 128,
+        pass_size: int = 128,
     ) -> float:
         """Mean cross-entropy in nats per predicted token (all but the first of each document).
 
-        Computed in pieces that fit into memory, of `batch_size` documents at most.
+        Computed in pieces that fit into memory, of `pass_size` documents at most.
         """
-        return scoring.mean_loss(self._predictions(tokens_NT, [edits], mask_NT, batch_size))
+        return scoring.mean_loss(self._predictions(tokens_NT, [edits], mask_NT, pass_size))
 
     def compare(
         self,
@@ -133,13 +133,13 @@ class LM(Reader):
         edits: Mapping[str, Edit],
         *,
         mask_NT: Tensor | None = None,
-        batch_size: int = 128,
+        pass_size: int = 128,
     ) -> Compared:
         """The loss without and with edits, and the mean KL divergence between both, in one sweep.
 
         In nats per predicted token, counted where `loss` counts.
         """
-        return scoring.compare(self._predictions(tokens_NT, [None, edits], mask_NT, batch_size))
+        return scoring.compare(self._predictions(tokens_NT, [None, edits], mask_NT, pass_size))
 
     def capture(
         self,
@@ -151,6 +151,8 @@ class LM(Reader):
     ) -> dict[str, Tensor]:
         """What passes the sites: site -> `x_BTD`, in one forward pass.
 
+        A hook on the module that a site names (PyTorch's `register_forward_hook`, or the one before
+        for `:in`) keeps a copy of what goes by, and is taken away afterwards.
         The pass ends at the last of the sites: later blocks and the logits (for GPT-2 50,257
         numbers a token) are never computed.
 
@@ -368,12 +370,12 @@ class LM(Reader):
         tokens_NT: Tensor,
         edits: Sequence[Mapping[str, Edit] | None],
         mask_NT: Tensor | None,
-        batch_size: int,
+        pass_size: int,
     ) -> Iterator[Predicted]:
         self._documents(tokens_NT, mask_NT)  # refuse before any work is done
         words = self.model.get_input_embeddings().weight.shape[0]
         fitting = scoring.documents_at_once(tokens_NT.shape[1], words, len(edits))
-        size = min(check_whole(batch_size, "batch_size", 1), fitting)
+        size = min(check_whole(pass_size, "pass_size", 1), fitting)
         for start in range(0, len(tokens_NT), size):
             rows = slice(start, start + size)
             mask_BT = None if mask_NT is None else mask_NT[rows]

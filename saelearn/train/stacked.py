@@ -21,7 +21,7 @@ from saelearn.train import memory
 from saelearn.train.autograd import Seen
 from saelearn.train.batches import Feed, batches
 from saelearn.train.engines import engine_for, kernel_for
-from saelearn.train.fast.kernels import SparseL1, Stack
+from saelearn.train.fast.kernels import Case, SparseL1, Stack
 from saelearn.train.fast.updates import move
 from saelearn.train.resampling import resample
 from saelearn.train.rows import Rows
@@ -248,11 +248,9 @@ class _SideBySide:
         x_BD, now = self._rows.prepare(batch_BX, self._states[0])
         decoder_norm = settings.objective.decoder_norm
         l1_K = [float(each * now.warmup) for each in self._coefficients]
-        sums, count_KF, gradient = self._kernel.stacked(
-            self._stack, x_BD, l1_K=torch.tensor(l1_K, device=x_BD.device),
-            decoder_norm=decoder_norm,
-            centred=self._states[0].sae.apply_b_dec_to_input,
-        )  # fmt: skip
+        centred = self._states[0].sae.apply_b_dec_to_input
+        case = Case(torch.tensor(l1_K, device=x_BD.device), decoder_norm, centred)
+        sums, count_KF, gradient = self._kernel.stacked(self._stack, x_BD, case)
         self._adam.lr = self._rows.lr_at(i)
         self._update(gradient, unit_norm=decoder_norm == "unit_norm")
         self._silent_KF.add_(1).mul_(count_KF == 0)

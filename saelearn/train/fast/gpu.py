@@ -25,7 +25,7 @@ from torch import Tensor
 
 from saelearn.sae import L1, SAE, BatchTopK, Loss, Now, Objective, Squared, TopK
 from saelearn.train.autograd import Plan, Seen, tf32
-from saelearn.train.fast.kernels import DTYPES, Stack, Sums, revive
+from saelearn.train.fast.kernels import DTYPES, Case, Stack, Sums, chooses_few, revive
 from saelearn.train.update import Adam, update_
 
 SPARSE_BELOW = {"bf16": 0.012, "tf32": 0.015, "fp32": 0.05}  # where both ways took as long
@@ -145,17 +145,9 @@ class GpuKernel:
 
     @torch.no_grad()
     def stacked(
-        self,
-        sae: Stack,
-        x_BD: Tensor,
-        *,
-        l1_K: Tensor,
-        decoder_norm: str,
-        centred: bool,
-        k: int | None = None,
-        of_batch: bool = False,
-        unchanged: bool = False,
-    ) -> tuple[Sums, Tensor, Stack]:
+        self, sae: Stack, x_BD: Tensor, case: Case, *, k: int | None = None,
+        of_batch: bool = False, unchanged: bool = False,
+    ) -> tuple[Sums, Tensor, Stack]:  # fmt: skip
         """As `kernels.Kernel.stacked`; the gradients lie in memory that the next step uses again.
 
         Args:
@@ -163,7 +155,7 @@ class GpuKernel:
                 largest of the batch; for one SAE.
             unchanged: the weights are those that the last `move` left.
         """
-        self._device = x_BD.device
+        self._device, (l1_K, decoder_norm, centred) = x_BD.device, case
         sae = Stack(*(parameter.contiguous() for parameter in sae))
         (K, F, D), B = sae.W_dec_KFD.shape, len(x_BD)
         W_enc_KFD, W_dec_KFD, norm_KF = self._rounded(sae, unchanged=unchanged)
@@ -567,14 +559,12 @@ class _Engine(GpuKernel):
         self._left: tuple = ()  # the weights as the last update left them
         self._gradient: Stack | None = None
 
-    def _alone(self, sae: SAE, x_BD: Tensor, l1: float, **how: Any) -> tuple[Sums, Tensor]:
+    def _alone(self, sae: SAE, x_BD: Tensor, case: Case, **how: Any) -> tuple[Sums, Tensor]:
         """One SAE: what is summed up and `count_F`; gradients are written into `.grad`."""
-        l1_K = torch.full((1,), l1, device=x_BD.device)
         unchanged = self._left == _versions(sae)
         sums, count_KF, gradient = self.stacked(
-            Stack.of(sae), x_BD, l1_K=l1_K, centred=sae.apply_b_dec_to_input,
-            unchanged=unchanged, **how,
-        )  # fmt: skip
+            Stack.of(sae), x_BD, case, unchanged=unchanged, **how
+        )
         sae.W_enc.grad = gradient.W_enc_KFD[0].T
         sae.b_enc.grad, sae.W_dec.grad, sae.b_dec.grad = (g[0] for g in gradient[1:])
         self._gradient = gradient
@@ -610,9 +600,8 @@ class GpuL1(_Engine):
     @torch.no_grad()
     def __call__(self, sae: SAE, x_BD: Tensor, objective: L1, now: Now) -> Seen:
         l1 = float(objective.coefficient * now.warmup)
-        sums, count_F = self._alone(sae, x_BD, l1, decoder_norm=objective.decoder_norm)
-        terms = {"reconstruction": sums.reconstruction, "sparsity": sums.sparsity}
-        return Seen(Loss(sums.total, terms), count_F, len(x_BD), None)
+        sums, count_F = self._alone(sae, x_BD, Case.of(sae, l1, objective.decoder_norm))
+        return sums.seen(count_F, len(x_BD))
 
 
 class GpuTopK(_Engine):
@@ -622,19 +611,16 @@ class GpuTopK(_Engine):
     def fits(
         sae: SAE, objective: Objective, *, device: str, processes: int = 1, **_: object
     ) -> bool:
-        """On CUDA with Triton, where little is active; a batch that several processes share has no
-        largest entries here."""
-        if device != "cuda" or not available() or type(objective) is not Squared:
+        """On CUDA with Triton, as `chooses_few`."""
+        if device != "cuda" or not available():
             return False
-        if getattr(sae, "k", 0) > SPARSE_BELOW["fp32"] * sae.d_sae:
-            return False
-        return type(sae) is TopK or (type(sae) is BatchTopK and processes == 1)
+        return chooses_few(sae, objective, below=SPARSE_BELOW["fp32"], processes=processes)
 
     @torch.no_grad()
     def __call__(self, sae: TopK | BatchTopK, x_BD: Tensor, objective: Squared, now: Now) -> Seen:
         of_batch = isinstance(sae, BatchTopK)
-        how = {"decoder_norm": "free", "k": sae.k, "of_batch": of_batch}
-        sums, count_F = self._alone(sae, x_BD, 0.0, **how)
+        how = {"k": sae.k, "of_batch": of_batch}
+        sums, count_F = self._alone(sae, x_BD, Case.of(sae, 0.0, "free"), **how)
         terms, total = {"reconstruction": sums.reconstruction}, sums.reconstruction
         if objective.aux_k:
             error_BD = self._kept["e"][0].float() * (-len(x_BD) / 2)

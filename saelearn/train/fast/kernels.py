@@ -60,6 +60,30 @@ class Sums(NamedTuple):
     reconstruction: Tensor
     sparsity: Tensor
 
+    def seen(self, count_F: Tensor, rows: int) -> Seen:
+        """What an engine returns for one SAE with the L1 objective."""
+        terms = {"reconstruction": self.reconstruction, "sparsity": self.sparsity}
+        return Seen(Loss(self.total, terms), count_F, rows, None)
+
+
+class Case(NamedTuple):
+    """Which loss K SAEs have.
+
+    l1_K: lambda of each.
+    decoder_norm: as for `L1`.
+    centred: they subtract `b_dec` from their input.
+    """
+
+    l1_K: Tensor
+    decoder_norm: str
+    centred: bool
+
+    @classmethod
+    def of(cls, sae: SAE, l1: float, decoder_norm: str) -> Case:
+        """Of one SAE (K = 1)."""
+        l1_K = torch.full((1,), l1, device=sae.W_dec.device)
+        return cls(l1_K, decoder_norm, sae.apply_b_dec_to_input)
+
 
 class Price(NamedTuple):
     """What the penalty adds: to dL/df of each feature, and to the gradient of a decoder row w the
@@ -91,36 +115,24 @@ class Kernel:
         self, sae: SAE, x_BD: Tensor, l1: float, decoder_norm: str, parts_of: PartsOf | None = None
     ) -> tuple[Sums, Tensor]:
         """One SAE: what is summed up and `count_F`; gradients are written into `.grad`."""
-        l1_K = torch.full((1,), l1, device=x_BD.device)
-        settings = {"decoder_norm": decoder_norm, "centred": sae.apply_b_dec_to_input}
-        settings["parts_of"] = parts_of
-        sums, count_KF, gradient = self.stacked(Stack.of(sae), x_BD, l1_K=l1_K, **settings)
+        case = Case.of(sae, l1, decoder_norm)
+        sums, count_KF, gradient = self.stacked(Stack.of(sae), x_BD, case, parts_of=parts_of)
         sae.W_enc.grad = _laid_out_as(sae.W_enc, gradient.W_enc_KFD[0].T)
         sae.b_enc.grad, sae.W_dec.grad, sae.b_dec.grad = (g[0] for g in gradient[1:])
         return Sums(*(term[0] for term in sums)), count_KF[0]
 
     @torch.no_grad()
     def stacked(
-        self,
-        sae: Stack,
-        x_BD: Tensor,
-        *,
-        l1_K: Tensor,
-        decoder_norm: str,
-        centred: bool,
-        parts_of: PartsOf | None = None,
+        self, sae: Stack, x_BD: Tensor, case: Case, *, parts_of: PartsOf | None = None
     ) -> tuple[Sums, Tensor, Stack]:
         """`l1_loss` of K SAEs on the same data `[K]`, `count_KF`, and gradients.
 
         Args:
-            l1_K: lambda of each.
-            decoder_norm: as for `L1`.
-            centred: the SAEs subtract `b_dec` from their input.
             parts_of: another search than for what is above zero.
         """
+        (l1_K, decoder_norm, centred), B = case, len(x_BD)
         sae = Stack(*(parameter.contiguous() for parameter in sae))
-        B, norm_KF = len(x_BD), sae.W_dec_KFD.norm(dim=2)
-        weighted = decoder_norm == "weighted"
+        norm_KF, weighted = sae.W_dec_KFD.norm(dim=2), decoder_norm == "weighted"
         weight_KF = norm_KF if weighted else torch.ones_like(norm_KF)
         price = Price(weight_KF * (l1_K[:, None] / B), l1_K * weighted, norm_KF)
         b_dec_K1D = sae.b_dec_KD[:, None]
@@ -192,8 +204,7 @@ class SparseL1(Kernel):
     def __call__(self, sae: SAE, x_BD: Tensor, objective: L1, now: Now) -> Seen:
         l1 = float(objective.coefficient * now.warmup)
         sums, count_F = self._alone(sae, x_BD, l1, objective.decoder_norm)
-        terms = {"reconstruction": sums.reconstruction, "sparsity": sums.sparsity}
-        return Seen(Loss(sums.total, terms), count_F, len(x_BD), None)
+        return sums.seen(count_F, len(x_BD))
 
 
 class SparseTopK(Kernel):
@@ -203,15 +214,10 @@ class SparseTopK(Kernel):
     def fits(
         sae: SAE, objective: Objective, *, device: str, precision: str, processes: int = 1
     ) -> bool:
-        """On one CPU in fp32, where little is active; a batch that several processes share has no
-        largest entries here."""
-        if device != "cpu" or precision != "fp32" or type(objective) is not Squared:
+        """On one CPU in fp32, as `chooses_few`."""
+        if device != "cpu" or precision != "fp32" or loops() is None:
             return False
-        if loops() is None:
-            return False
-        if getattr(sae, "k", 0) > DENSE_ABOVE * sae.d_sae:
-            return False
-        return type(sae) is TopK or (type(sae) is BatchTopK and processes == 1)
+        return chooses_few(sae, objective, below=DENSE_ABOVE, processes=processes)
 
     @torch.no_grad()
     def __call__(self, sae: TopK | BatchTopK, x_BD: Tensor, objective: Squared, now: Now) -> Seen:
@@ -235,6 +241,14 @@ class SparseTopK(Kernel):
         observed = sae.observe(found["values"])
         observed_P = None if observed is None else observed[None]
         return Seen(Loss(total, terms), count_F, len(x_BD), observed_P)
+
+
+def chooses_few(sae: SAE, objective: Objective, *, below: float, processes: int) -> bool:
+    """Whether this is TopK or BatchTopK with the squared error, no more than that share active; a
+    batch that several processes share has no largest entries here."""
+    if type(objective) is not Squared or getattr(sae, "k", 0) > below * sae.d_sae:
+        return False
+    return type(sae) is TopK or (type(sae) is BatchTopK and processes == 1)
 
 
 def revive(sae: SAE, x_BD: Tensor, objective: Squared, error_BD: Tensor, now: Now) -> Tensor:

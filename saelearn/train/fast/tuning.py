@@ -21,7 +21,7 @@ from torch import Tensor
 from saelearn import artifacts
 from saelearn.errors import ArtifactError
 from saelearn.train.fast.active import loops
-from saelearn.train.fast.kernels import Kernel, Plan, Stack
+from saelearn.train.fast.kernels import Case, Kernel, Plan, Stack
 from saelearn.train.fast.machine import cache_dir, processor
 from saelearn.train.fast.search import ENCODERS
 
@@ -94,8 +94,8 @@ def measure(B: int, D: int, F: int) -> Plan:
 
 
 def _step(plan: Plan, sae: Stack, x_BD: Tensor) -> Callable[[], tuple]:
-    kernel, l1_K = Kernel(plan), torch.ones(len(sae.b_enc_KF))
-    return lambda: kernel.stacked(sae, x_BD, l1_K=l1_K, decoder_norm="weighted", centred=True)
+    kernel, case = Kernel(plan), Case(torch.ones(len(sae.b_enc_KF)), "weighted", centred=True)
+    return lambda: kernel.stacked(sae, x_BD, case)
 
 
 def _counts(way: Callable[[], tuple]) -> Tensor | None:
