@@ -251,7 +251,7 @@ def absorption(
         reads_N: a linear probe's score for it, above 0 where it says yes (`linear_probe`).
     """
     half, holds_N = len(x_ND) // 2, holds_N.bool()
-    probe_D = _probe_direction(x_ND, reads_N)
+    probe_D = probe_direction(x_ND, reads_N)
     right_N = (reads_N > 0) & holds_N
     right_N[:half] = False
     main = main_features(f_NF[:half], holds_N[:half])
@@ -283,7 +283,7 @@ def main_features(
     return chosen
 
 
-def _probe_direction(x_ND: Tensor, reads_N: Tensor) -> Tensor:
+def probe_direction(x_ND: Tensor, reads_N: Tensor) -> Tensor:
     """The unit direction in x along which a linear score rises."""
     centred_ND = x_ND - x_ND.mean(0)
     direction_D = torch.linalg.lstsq(centred_ND, (reads_N - reads_N.mean())[:, None]).solution[:, 0]
