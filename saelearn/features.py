@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from saelearn.activations import Activations
 from saelearn.errors import Refusal, check_range
 from saelearn.lm import LM, warn_if_others
-from saelearn.metrics import best_f1, effective_number
+from saelearn.metrics import best_f1, cosine_matrix, effective_number
 from saelearn.sae import SAE
+
+ABSORBED, ALIKE = 0.4, 0.025  # least share of the probe's reading; least cosine with it
 
 
 @torch.no_grad()
@@ -229,3 +231,60 @@ def sparse_probe_f1(scores_NS: Tensor, labels_NC: Tensor, k: int) -> Tensor:
         read_N1 = (w_k @ z_kN).float()[:, None]
         f1_C.append(best_f1(read_N1, labels_NC[:, [c]], n_thresholds=40).f1_C[0])
     return torch.stack(f1_C)
+
+
+@torch.no_grad()
+def absorption(
+    f_NF: Tensor, W_dec_FD: Tensor, x_ND: Tensor, holds_N: Tensor, reads_N: Tensor
+) -> float:
+    """Share of the rows where a concept is rightly read and another feature stands in for its own.
+
+    Such a row is one of the second half at which the probe finds the concept and it holds, none of
+    the concept's main features fires, and one other feature alone brings at least 0.4 of what the
+    probe reads. (Chanin et al., 2024, "A is for Absorption"; the projection on the probe in place
+    of an ablation after Karvonen et al., 2025, "SAEBench".)
+
+    Args:
+        f_NF, W_dec_FD: features and decoder.
+        x_ND: the activations.
+        holds_N: where the concept holds.
+        reads_N: a linear probe's score for it, above 0 where it says yes (`linear_probe`).
+    """
+    half, holds_N = len(x_ND) // 2, holds_N.bool()
+    probe_D = probe_direction(x_ND, reads_N)
+    right_N = (reads_N > 0) & holds_N
+    right_N[:half] = False
+    main = main_features(f_NF[:half], holds_N[:half])
+    silent_N = right_N & ~(f_NF[:, main] > 0).any(1)
+    if not silent_N.any():
+        return 0.0
+    total_N = (x_ND[silent_N] - x_ND[:half].mean(0)) @ probe_D
+    top_N, which_N = (f_NF[silent_N] * (W_dec_FD @ probe_D)).max(1)
+    cosine_F = cosine_matrix(W_dec_FD, probe_D[None])[:, 0]
+    stands_in_N = (top_N >= ABSORBED * total_N) & (total_N > 0) & (cosine_F[which_N] > ALIKE)
+    return float(stands_in_N.sum()) / int(right_N.sum())
+
+
+def main_features(
+    f_NF: Tensor, holds_N: Tensor, *, most: int = 12, gain: float = 0.03
+) -> list[int]:
+    """A concept's features: taken one by one while F1 of "one of them fires" rises by `gain`."""
+    fires_NF, chosen, best = f_NF > 0, [], 0.0
+    covered_N = torch.zeros_like(holds_N)
+    while len(chosen) < most:
+        hits_F = fires_NF[holds_N & ~covered_N].sum(0) + (holds_N & covered_N).sum()
+        fired_F = fires_NF[~covered_N].sum(0) + covered_N.sum()
+        f1_F = 2 * hits_F / (fired_F + holds_N.sum())
+        i = int(f1_F.argmax())
+        if chosen and f1_F[i] < best + gain:
+            break
+        best, covered_N = float(f1_F[i]), covered_N | fires_NF[:, i]
+        chosen.append(i)
+    return chosen
+
+
+def probe_direction(x_ND: Tensor, reads_N: Tensor) -> Tensor:
+    """The unit direction in x along which a linear score rises."""
+    centred_ND = x_ND - x_ND.mean(0)
+    direction_D = torch.linalg.lstsq(centred_ND, (reads_N - reads_N.mean())[:, None]).solution[:, 0]
+    return direction_D / direction_D.norm()

@@ -94,7 +94,7 @@ def test_the_greedy_or_is_as_good_as_all_pairs():
 
 def test_main_features_are_the_parts_and_no_more():
     f_NF, label_N = planted()
-    assert set(hierarchy.main_features(f_NF, label_N)) == {3, 5, 8}
+    assert set(features.main_features(f_NF, label_N)) == {3, 5, 8}
 
 
 def absorbing_sample(absorbed: bool):
@@ -126,10 +126,10 @@ def test_the_probes_direction_is_the_one_it_reads():
     generator = torch.Generator().manual_seed(4)
     x_ND = torch.randn(3_000, 6, generator=generator)
     true_D = torch.tensor([1.0, -2.0, 0.5, 0.0, 0.0, 1.0])
-    found_D = hierarchy._probe_direction(x_ND, x_ND @ true_D - 3)
+    found_D = features.probe_direction(x_ND, x_ND @ true_D - 3)
     assert torch.cosine_similarity(found_D, true_D, dim=0) == pytest.approx(1.0, abs=1e-4)
     score_N = features.linear_probe(x_ND, (x_ND @ true_D > 1.5)[:, None])[:, 0]
-    fitted_D = hierarchy._probe_direction(x_ND, score_N)
+    fitted_D = features.probe_direction(x_ND, score_N)
     assert torch.cosine_similarity(fitted_D, true_D, dim=0) > 0.99
 
 

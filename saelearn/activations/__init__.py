@@ -14,6 +14,7 @@ from saelearn.activations.harvest import (
     splice,
     stream,
 )
+from saelearn.activations.influence import readings, slopes
 from saelearn.activations.patching import patch_map, swap
 from saelearn.activations.source import write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
@@ -29,6 +30,8 @@ __all__ = [
     "gather",
     "measure_loss_recovered",
     "patch_map",
+    "readings",
+    "slopes",
     "splice",
     "stream",
     "swap",
