@@ -145,7 +145,7 @@ def test_the_separator_is_a_space_between_words_only(lm: LM, words_only: LM) -> 
 
 @pytest.mark.parametrize("wrong", [None, 3, ["he"], b"he", ("he", "went")])
 def test_other_than_a_text_is_refused(lm: LM, wrong: object) -> None:
-    for call in (lm.tokenize, lm.ids, lambda text: chunk(lm, text, length=4)):
+    for call in (lm.tokenize, lm.ids):
         with pytest.raises(Refusal, match="a text"):
             call(wrong)
     with pytest.raises(Refusal):

@@ -6,7 +6,6 @@
 from saelearn.activations.harvest import (
     Activations,
     ablation,
-    chunk,
     collect,
     collect_all,
     gather,
@@ -18,6 +17,7 @@ from saelearn.activations.influence import readings, slopes
 from saelearn.activations.patching import patch_map, swap
 from saelearn.activations.source import write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
+from saelearn.activations.texts import chunk, chunks
 
 __all__ = [
     "MEMORY_LIMIT",
@@ -25,6 +25,7 @@ __all__ = [
     "Activations",
     "ablation",
     "chunk",
+    "chunks",
     "collect",
     "collect_all",
     "gather",

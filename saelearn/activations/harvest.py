@@ -53,26 +53,6 @@ class Activations:
         return late_T.expand(self.tokens_NT.shape)
 
 
-def chunk(lm: LM, text: str, *, length: int) -> Tensor:
-    """A long text as documents `tokens_NT` of `length` tokens, opened by BOS if `lm.bos` says so.
-
-    The last, incomplete piece is left out, so there is nothing to fill up.
-
-    Raises:
-        Refusal: less text than one document, no room for text in one, a model without tokenizer.
-    """
-    length = check_whole(length, "length", 1 + lm.bos)
-    ids = lm.ids(text)
-    size = length - lm.bos
-    n = len(ids) // size
-    if n == 0:
-        raise Refusal(f"a text of at least {size} tokens", f"{len(ids)} tokens", "shorten length")
-    tokens_NT = torch.tensor(ids[: n * size]).reshape(n, size)
-    if not lm.bos:
-        return tokens_NT
-    return torch.cat([torch.full((n, 1), lm.tokenizer.bos_token_id), tokens_NT], dim=1)
-
-
 def collect(
     lm: LM,
     tokens_NT: Tensor,

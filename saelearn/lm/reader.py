@@ -5,14 +5,14 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from saelearn.errors import Refusal
-from saelearn.lm import text
+from saelearn.lm import reading, text
 from saelearn.lm.documents import Batch, fill_up
 
 
@@ -49,6 +49,10 @@ class Reader:
     def ids(self, words: str) -> list[int]:
         """Token ids of a text as it stands, words that the model does not know included."""
         return text.plain_ids(self._tokenizer(), words)
+
+    def ids_of(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        """As `ids`, of a text in pieces: some ids at a time, so that it need not fit in memory."""
+        return reading.ids(self._tokenizer(), pieces)
 
     def tokenize_all(self, texts: Sequence[str], *, bos: bool | None = None) -> Batch:
         """Several texts as one batch: `tokens_BT`, and `mask_BT` where their tokens stand."""

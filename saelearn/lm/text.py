@@ -46,7 +46,12 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text, nothing put around them."""
     if not isinstance(text, str):
         raise Refusal("a text", type(text).__name__, "lm.tokenize_all takes a list of texts")
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return encoding(tokenizer, text)["input_ids"]
+
+
+def encoding(tokenizer: Any, text: str) -> Any:
+    """What the tokenizer makes of a text, nothing put around it."""
+    return tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
 
 
 def _refuse_unknown(tokenizer: Any, text: str, ids: list[int]) -> None:
