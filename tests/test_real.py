@@ -44,7 +44,7 @@ def package(tmp_path, monkeypatch) -> Package:
         )
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )  # noqa: E501
+        )
         archive.writestr(f"{info}/RECORD", "")
     return Package("some-words", "1.0", wheel.name, artifacts.sha256(wheel), 0.1, "two words")
 

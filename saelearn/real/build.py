@@ -16,9 +16,9 @@ from saelearn import activations, artifacts, features, metrics, steer
 from saelearn.activations import Activations, ActivationStore
 from saelearn.lm import LM, Batch, Edit
 from saelearn.real import smollm2, texts
-from saelearn.real.packages import cache
 from saelearn.sae import SAE, BatchTopK, load
 from saelearn.train import train
+from saelearn.train.fast.machine import cache_dir
 
 LENGTH = 128
 SEPARATOR = "<|endoftext|>"
@@ -32,7 +32,7 @@ MAX_NORM = 10.0
 
 def work() -> Path:
     """Where unfinished and intermediate things lie."""
-    return cache() / "real"
+    return cache_dir() / "real"
 
 
 def documents(lm: LM, found: Sequence[str]) -> Tensor:

