@@ -34,6 +34,7 @@ def pytest_configure() -> None:
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker one thread: they share the cores
     os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+    os.environ["SAELEARN_REAL_MODEL"] = "none"  # lessons are compared with what is stored
     if SCRATCH not in os.environ:
         os.environ[SCRATCH] = tempfile.mkdtemp(prefix="saelearn-test-")
     os.environ.update(private_environment(Path(os.environ[SCRATCH])))

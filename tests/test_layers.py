@@ -22,7 +22,7 @@ LAYERS = [
     ["sae", "lm"],
     ["train", "activations", "steer"],
     ["features"],
-    ["tiny"],
+    ["tiny", "real"],
     ["plots", "exercises"],
     ["widgets", "course"],
     ["cli"],

@@ -171,13 +171,24 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def data(arguments: argparse.Namespace) -> None:
     """List or rebuild what lies in data/."""
+    from saelearn import artifacts, real
     from saelearn.tiny import build
 
     if arguments.list:
         for name, step in build.STEPS.items():
             print(f"{name:<12} {step.minutes:>4g} min  {step.what}")
+        print(f"{'real':<12} {real.MINUTES:>4g} min  {real.WHAT}")
+    elif arguments.names == ["real"]:  # it fetches a model, so it is never among all
+        real.rebuild(artifacts.data_dir())
     else:
         build.build(arguments.names)
+
+
+def fetch(arguments: argparse.Namespace) -> None:
+    """Bring lesson 13's real model into the user's cache."""
+    from saelearn import real
+
+    print(f"{real.NAME} lies in {real.fetch()}")
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -327,9 +338,14 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=doctor)
 
     command = commands.add_parser("data", help="rebuild what lies in data/, all or by name")
-    command.add_argument("names", nargs="*", metavar="NAME", help="which (default: all)")
+    what = "which (default: all that needs no network; real is made alone)"
+    command.add_argument("names", nargs="*", metavar="NAME", help=what)
     command.add_argument("--list", action="store_true", help="say what there is, build nothing")
     command.set_defaults(run=data)
+
+    command = commands.add_parser("fetch", help="get lesson 13's real model: 93 MB, once")
+    command.add_argument("name", choices=["smollm2"], help="SmolLM2-135M-Instruct, Apache-2.0")
+    command.set_defaults(run=fetch)
     _add_train(commands)
     return parser
 

@@ -45,6 +45,7 @@ def execute(path: Path, *, timeout: int = 120) -> None:
     )
     with tempfile.TemporaryDirectory(prefix="saelearn-") as scratch:
         own = {"IPYTHONDIR": scratch, "OMP_NUM_THREADS": "1"}  # no start-up files of the author's
+        own |= {"SAELEARN_REAL_MODEL": "none"}  # what is stored is what all can compare
         try:
             client.execute(env={**os.environ, **own})
         except (CellExecutionError, CellTimeoutError) as error:
