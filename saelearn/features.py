@@ -6,7 +6,9 @@ R registers, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from saelearn.activations import Activations
 from saelearn.errors import Refusal, check_range
 from saelearn.lm import LM, warn_if_others
-from saelearn.metrics import best_f1, cosine_matrix, effective_number
+from saelearn.metrics import BestF1, best_f1, cosine_matrix, effective_number
 from saelearn.sae import SAE
 
 ABSORBED, ALIKE = 0.4, 0.025  # least share of the probe's reading; least cosine with it
@@ -32,6 +34,109 @@ def encode(sae: SAE, x_ND: Tensor | Activations, *, batch_size: int = 16_384) ->
         warn_if_others(sae.metadata, x_ND.about)
         x_ND = x_ND.x_ND
     return torch.cat([sae.encode(x_BD) for x_BD in x_ND.split(batch_size)])
+
+
+AT_ONCE = 2**24
+"""Numbers of features that are computed at once: 64 MiB of them."""
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Where features fire, and nothing of where they do not: E entries in place of N F.
+
+    A row has some tens of active features of thousands, so this is a hundredth of what `encode`
+    gives. Entries are sorted by feature, then by row.
+
+    Attributes:
+        rows: N.
+        row_E, value_E: the row of each entry, and how active the feature is there.
+        starts_F: where each feature's entries begin, and, at F, where they end.
+    """
+
+    rows: int
+    row_E: Tensor
+    value_E: Tensor
+    starts_F: Tensor
+
+    def of(self, feature: int) -> Tensor:
+        """One feature at every row, `f_N`, as `contexts` takes it."""
+        return self.dense(feature, feature + 1)[:, 0]
+
+    def dense(self, first: int, stop: int) -> Tensor:
+        """Some neighbouring features at every row, `[N, stop - first]`."""
+        some = slice(int(self.starts_F[first]), int(self.starts_F[stop]))
+        f_Nf = torch.zeros(self.rows, stop - first)
+        feature_E = torch.repeat_interleave(self.starts_F[first : stop + 1].diff())
+        f_Nf[self.row_E[some].long(), feature_E] = self.value_E[some]
+        return f_Nf
+
+    @property
+    def frequency_F(self) -> Tensor:
+        """Share of rows in which each feature is active."""
+        return self.starts_F.diff().double() / self.rows
+
+    def top(self, k: int) -> tuple[Tensor, Tensor]:
+        """Each feature's largest activations and their rows, `[F, k]`; 0 and -1 if it has fewer."""
+        check_range(k, "k", 1)
+        n_features = len(self.starts_F) - 1
+        value_Fk, row_Fk = torch.zeros(n_features, k), torch.full((n_features, k), -1)
+        for feature, (a, b) in enumerate(pairwise(self.starts_F.tolist())):
+            best = self.value_E[a:b].topk(min(k, b - a))
+            value_Fk[feature, : len(best.values)] = best.values
+            row_Fk[feature, : len(best.values)] = self.row_E[a:b][best.indices].long()
+        return value_Fk, row_Fk
+
+    def histogram(self, edges_H: Tensor) -> Tensor:
+        """How many activations lie in each interval `(edge, next edge]`, `[F, H + 1]`.
+
+        The first counts up to the first edge, the last above the last.
+        """
+        n_features, n_bins = len(self.starts_F) - 1, len(edges_H) + 1
+        code_E = torch.repeat_interleave(self.starts_F.diff()) * n_bins
+        code_E += torch.bucketize(self.value_E, edges_H)
+        return torch.bincount(code_E, minlength=n_features * n_bins).reshape(n_features, n_bins)
+
+    def best_f1(self, labels_NC: Tensor, *, n_thresholds: int = 24) -> BestF1:
+        """`metrics.best_f1` over all features, some of them at a time."""
+        size, n_features = max(1, AT_ONCE // self.rows), len(self.starts_F) - 1
+        best = None
+        for first in range(0, n_features, size):
+            scores_Nf = self.dense(first, min(first + size, n_features))
+            found = best_f1(scores_Nf, labels_NC, n_thresholds=n_thresholds)
+            found = found._replace(candidate_C=found.candidate_C + first)
+            if best is None:
+                best = found
+                continue
+            better_C = found.chosen_f1_C > best.chosen_f1_C
+            best = BestF1(*(torch.where(better_C, a, b) for a, b in zip(found, best, strict=True)))
+        return best
+
+
+@torch.no_grad()
+def search(sae: SAE, x: Tensor | Activations | Iterable[Tensor]) -> Firings:
+    """Where each feature fires: as `encode`, without N F numbers in memory.
+
+    Args:
+        x: rows `x_ND`; with where they come from, another place than the SAE's own warns; or
+            pieces `x_BD` of them, which need not fit in memory together.
+    """
+    if isinstance(x, Activations):
+        warn_if_others(sae.metadata, x.about)
+        x = x.x_ND
+    at_once, rows, parts = max(1, AT_ONCE // sae.d_sae), 0, []
+    for piece_BD in [x] if isinstance(x, Tensor) else x:
+        for x_BD in piece_BD.split(at_once):
+            f_BF = sae.encode(x_BD.to(sae.W_dec)).cpu()
+            row_E, feature_E = f_BF.nonzero(as_tuple=True)
+            parts.append(((row_E + rows).int(), feature_E.int(), f_BF[row_E, feature_E].float()))
+            rows += len(x_BD)
+    if not parts:
+        raise Refusal("rows of activations", "none")
+    row_E, feature_E, value_E = (torch.cat(column) for column in zip(*parts, strict=True))
+    order_E = feature_E.argsort(stable=True)
+    ends_F = torch.bincount(feature_E, minlength=sae.d_sae).cumsum(0)
+    starts_F = torch.cat([ends_F.new_zeros(1), ends_F])
+    return Firings(rows, row_E[order_E], value_E[order_E], starts_F)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from saelearn import features, metrics
 from saelearn.activations import Activations, collect
-from saelearn.errors import Refusal
-from saelearn.sae import SAE
+from saelearn.errors import Misplaced, Refusal
+from saelearn.sae import SAE, TopK
 
 SITE = "transformer.h.1:out"
 
@@ -31,6 +31,46 @@ def test_encode_in_pieces_is_encode() -> None:
     f_NF = features.encode(sae, x_ND, batch_size=10)
     torch.testing.assert_close(f_NF, sae.encode(x_ND).detach())
     assert not f_NF.requires_grad
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 2**24])
+def test_a_search_finds_what_encode_finds(monkeypatch, at_once: int) -> None:
+    """The dense array is the oracle for each thing that is asked of it."""
+    monkeypatch.setattr(features, "AT_ONCE", at_once)
+    sae, x_ND = TopK(5, 12, k=3, seed=2), normal(0, 203, 5)
+    f_NF = features.encode(sae, x_ND)
+    found = features.search(sae, iter(x_ND.split(50)))
+    assert found.rows == 203 and len(found.value_E) == int((f_NF != 0).sum()) <= 3 * 203
+    torch.testing.assert_close(found.dense(0, 12), f_NF)
+    for feature in range(12):
+        torch.testing.assert_close(found.of(feature), f_NF[:, feature])
+    torch.testing.assert_close(found.frequency_F, metrics.firing_frequency(f_NF))
+    value_Fk, row_Fk = found.top(60)
+    expected_kF = f_NF.sort(0, descending=True).values[:60]
+    torch.testing.assert_close(value_Fk.T, expected_kF)
+    fires_Fk = row_Fk >= 0
+    assert torch.equal(fires_Fk, value_Fk > 0) and not fires_Fk.all()
+    torch.testing.assert_close(f_NF.T.gather(1, row_Fk.clamp(min=0))[fires_Fk], value_Fk[fires_Fk])
+    counts_FH = found.histogram(torch.tensor([0.5, 1.0, 2.0]))
+    for feature, counts_H in enumerate(counts_FH.tolist()):
+        values = f_NF[:, feature]
+        inner = [((values > a) & (values <= b)).sum() for a, b in ((0, 0.5), (0.5, 1), (1, 2))]
+        assert counts_H == [*inner, (values > 2).sum()]
+    labels_NC = torch.stack([x_ND[:, 0] > 1, x_ND[:, 1] < -1, x_ND[:, 2] > 0.5], dim=1)
+    best, whole = found.best_f1(labels_NC), metrics.best_f1(f_NF, labels_NC)
+    torch.testing.assert_close(best.chosen_f1_C, whole.chosen_f1_C)
+    same_C = best.candidate_C == whole.candidate_C  # of two as good ones either may be taken
+    assert same_C.any() and torch.equal(best.f1_C[same_C], whole.f1_C[same_C])
+
+
+def test_a_search_of_nothing_and_elsewhere() -> None:
+    sae = SAE(5, 12, seed=2)
+    with pytest.raises(Refusal, match="rows of activations"):
+        features.search(sae, [])
+    sae.metadata = {"site": "transformer.h.0:out"}
+    acts = Activations(normal(0, 15, 5), TOKENS, SITE, 1, about={"site": SITE})
+    with pytest.warns(Misplaced):
+        assert features.search(sae, acts).rows == 15
 
 
 # --- contexts -------------------------------------------------------------------------------------
