@@ -22,9 +22,9 @@ from saelearn.train.fast.machine import cache_dir
 
 LENGTH = 128
 SEPARATOR = "<|endoftext|>"
-DOCUMENTS = 3_712
+DOCUMENTS = 25_048
 """Of `LENGTH` tokens; their rows are read from disk."""
-D_SAE, K, EPOCHS = 4_096, 32, 3
+D_SAE, K, EPOCHS = 4_096, 32, 2
 BATCH = 1_024
 DRAWN, AT_LEAST, FRESH = 40, 20, 320
 MAX_NORM = 10.0
