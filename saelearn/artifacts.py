@@ -82,14 +82,14 @@ def write_manifest(root: Path) -> None:
 def replacing(target: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it onto `target` if the block succeeds.
 
-    A folder replaces a folder that holds nothing else than the new one, a file a file. If the
-    block raises, what it wrote is removed and `target` stays as it was.
+    A folder replaces a folder that holds nothing else than the new one, a file a file; of a link,
+    what it leads to. If the block raises, what it wrote is removed and `target` stays as it was.
 
     Raises:
         ArtifactError: the system could not write (full disk, no permission), or a folder with
             files of somebody else would be lost.
     """
-    target = Path(os.path.abspath(target))  # "." has no name
+    target = Path(os.path.realpath(target))  # "." has no name; a link goes on leading there
     scratch = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -284,6 +284,40 @@ def test_a_taken_port_is_passed_over():
             cli.free_port(port, tries=1)
 
 
+@pytest.mark.parametrize(
+    ("cores", "said", "threads"), [(2, None, "1"), (4, "3", "3"), (8, None, None)]
+)
+def test_a_lab_on_few_cores_computes_with_one_thread(cores, said, threads, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    for name, value in (("OMP_NUM_THREADS", said), ("OMP_WAIT_POLICY", None)):
+        monkeypatch.setenv(name, "to be put back")
+        os.environ.pop(name)
+        if value:
+            os.environ[name] = value
+    cli._share_cores()
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_two_labs_that_start_at_once_take_different_ports():
+    """Neither listens yet when the other looks."""
+    (first, claim), (second, other) = cli.claimed_port(), cli.claimed_port()
+    with claim, other:
+        assert first != second
+        with pytest.raises(Refusal, match="no lab has"):
+            cli.claimed_port(first)
+    port, claim = cli.claimed_port(first)  # free again
+    claim.close()
+    assert port == first
+
+
+@pytest.mark.parametrize("port", ["80000", "0", "-1", "65536"])
+def test_what_is_no_port_is_refused_before_anything_is_written(port, tmp_path, capsys):
+    assert cli.main(["lab", "--port", port, "--folder", str(tmp_path / "mine")]) == 1
+    assert "--port between 1 and 65535" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals as POSIX has them")
 def test_lab_serves_the_first_lesson_on_loopback_with_a_token(tmp_path):
     """The user's own settings, which would take the token away, do not matter."""

@@ -15,6 +15,7 @@ from saelearn.activations.harvest import (
 )
 from saelearn.activations.influence import readings, slopes
 from saelearn.activations.patching import patch_map, swap
+from saelearn.activations.shards import verify
 from saelearn.activations.source import write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
 from saelearn.activations.texts import chunk, chunks
@@ -36,5 +37,6 @@ __all__ = [
     "splice",
     "stream",
     "swap",
+    "verify",
     "write",
 ]

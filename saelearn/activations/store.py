@@ -24,10 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelearn.activations.shards import Shards
+from saelearn.activations.shards import Shards, block_rows
 from saelearn.errors import Refusal, check_activations, check_whole
 
-BLOCK_BYTES = 2**20  # read at a stretch: large enough for disks, small enough to mix
 READERS = 8  # shards that are read at once
 MEMORY_LIMIT = 2**30
 
@@ -146,7 +145,7 @@ class ActivationStore:
         self.windows, block = 1, self.rows
         if self._shards and self.rows * row_bytes > memory_limit:
             window = memory_limit // (2 * row_bytes)
-            block = max(1, min(BLOCK_BYTES // row_bytes, window // 64))
+            block = max(1, min(block_rows(self.d_in, self.dtype), window // 64))
             if window - block < self.batch_size:
                 raise Refusal(
                     "a memory_limit of two windows, each of more than a batch",

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+FIRST_PORT, LAST_PORT = 8888, 65_535
+FEW_CORES = 4
 FIRST_LESSONS = ("00", "02")  # which lesson to open: the first of these that there is
 
 
@@ -41,6 +43,8 @@ def lab(arguments: argparse.Namespace) -> None:
     """Prepare the learner's folder and serve it with JupyterLab on loopback."""
     from saelearn import course
 
+    if arguments.port is not None:
+        check_port(arguments.port)  # before anything is written
     folder = _learners(arguments)
     outcomes = course.prepare(folder)
     for outcome in outcomes:
@@ -48,7 +52,7 @@ def lab(arguments: argparse.Namespace) -> None:
             print(outcome.message)
     names = [outcome.path.name for outcome in outcomes]
     first = next((n for prefix in FIRST_LESSONS for n in names if n.startswith(prefix)), names[0])
-    port = arguments.port or free_port()
+    port, claim = claimed_port(arguments.port)
     token = secrets.token_hex(24)
     print(
         f"\nYour lessons are in {folder}\nStarting JupyterLab; in a few seconds the course is at\n"
@@ -57,11 +61,10 @@ def lab(arguments: argparse.Namespace) -> None:
         flush=True,
     )
     show = not arguments.no_browser and has_display()
-    with tempfile.TemporaryDirectory(prefix="saelearn-") as scratch:
+    with claim, tempfile.TemporaryDirectory(prefix="saelearn-") as scratch:
         _quiet_news(Path(scratch))
         _quiet_log()
-        # Kernels inherit it: threads that wait must not burn the few cores that others need.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        _share_cores()
         from jupyterlab.labapp import LabApp
 
         LabApp.launch_instance(argv=server_arguments(folder, first, port, token, show))
@@ -228,9 +231,45 @@ def server_arguments(folder: Path, first: str, port: int, token: str, show: bool
     return arguments
 
 
-def free_port(first: int = 8888, tries: int = 100) -> int:
+def check_port(port: int) -> None:
+    """Refuse what is no port; the server would start and nobody could reach it."""
+    from saelearn.errors import check_whole
+
+    check_whole(port, "--port", 1, LAST_PORT)
+
+
+def claimed_port(port: int | None = None) -> tuple[int, socket.socket]:
+    """A free port, and what keeps other labs from it for as long as it is open.
+
+    The server listens seconds later, so a second lab would find the port free as well. What is
+    claimed is the UDP port of the same number, which no server needs, and which is free again
+    whenever and however this process ends.
+
+    Args:
+        port: this one; by default the first from 8888 on.
+
+    Raises:
+        Refusal: it is in use.
+    """
+    from saelearn.errors import Refusal
+
+    first = port or FIRST_PORT
+    while True:
+        found = free_port(first, 1 if port else FIRST_PORT + 100 - first)
+        claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            claim.bind(("127.0.0.1", found))
+            return found, claim
+        except OSError as error:
+            claim.close()
+            if port or found == FIRST_PORT + 99:
+                raise Refusal(f"a port that no lab has: {found}", str(error), "--port") from error
+            first = found + 1
+
+
+def free_port(first: int = FIRST_PORT, tries: int = 100) -> int:
     """The first port from `first` on that nobody listens to on loopback."""
-    for port in range(first, first + tries):
+    for port in range(first, min(first + tries, LAST_PORT + 1)):
         with socket.socket() as probe:
             if os.name != "nt":  # on Windows this option would take a port that is in use
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -250,6 +289,18 @@ def has_display() -> bool:
     if os.name == "nt" or sys.platform == "darwin":
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _share_cores() -> None:
+    """Settings that kernels inherit, so that a lesson stays quick beside other programs.
+
+    Threads that wait must not burn cores that others need; and where cores are few, one thread
+    computes, as it did for the outputs that the lessons come with: on a busy machine two wait for
+    each other most of the time. What the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if (os.cpu_count() or 1) <= FEW_CORES:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _can_encrypt() -> bool:
