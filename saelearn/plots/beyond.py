@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from saelearn import style
 from saelearn.plots.literal import literal
@@ -63,9 +63,9 @@ def frontiers(
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         if title in logarithmic:
             axis.set_yscale("log")
-            axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.tick_params(which="minor", labelsize=8)
+            axis.yaxis.set_minor_locator(NullLocator())
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure
 

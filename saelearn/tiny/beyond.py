@@ -300,6 +300,7 @@ def at_equal_l0(runs: list[dict[str, Any]], l0: float = AT) -> dict[str, list[di
                 continue
             low, high = around[0]
             share = math.log(l0 / low["l0"]) / math.log(high["l0"] / low["l0"])
-            record = {name: low[name] + share * (high[name] - low[name]) for name in Score._fields}
+            between = {name: low[name] + share * (high[name] - low[name]) for name in FIGURES}
+            record = between | {"l0": float(l0)}
         found.setdefault(kind, []).append({name: record[name] for name in FIGURES})
     return found
