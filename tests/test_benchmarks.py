@@ -8,7 +8,17 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import architectures, end_to_end, gpu, grading, machine, peers, sweep, train_step
+from benchmarks import (
+    architectures,
+    end_to_end,
+    frontier,
+    gpu,
+    grading,
+    machine,
+    peers,
+    sweep,
+    train_step,
+)
 from saelearn.sae import SAE
 
 
@@ -131,6 +141,21 @@ def test_figures_are_compared_at_equal_l0():
     assert architectures.at_equal_l0(runs, 8) == {"error": pytest.approx(0.2)}
     assert architectures.at_equal_l0(runs, 32) is None
     assert architectures.at_equal_l0(runs[:1], 8) == {"error": 0.1}
+
+
+def test_a_frontier_is_measured_and_goes_on_from_its_log(capsys, tmp_path):
+    log = tmp_path / "runs.jsonl"
+    given = ["--quick", "--json", "--tool", "saelearn", "--d-sae", "32", "--l0", "6"]
+    given += ["--kind", "TopK", "--kind", "JumpReLU", "--log", str(log)]
+    frontier.main(given)
+    rows = json.loads(capsys.readouterr().out)["results"]
+    assert [row["kind"] for row in rows if row["strength"]] == ["TopK", "JumpReLU"]
+    assert set(frontier.FIGURES) <= set(rows[0]) and rows[0]["l0"][0] <= 6
+    at_six = [row for row in rows if row["strength"] is None]
+    assert all(abs(row["l0"][0] / 6 - 1) < 0.11 for row in at_six)
+    frontier.main(given)
+    assert json.loads(capsys.readouterr().out)["results"] == rows
+    assert len(log.read_text("utf-8").splitlines()) == 2
 
 
 def test_end_to_end_prints_seconds_loss_and_l0(capsys, monkeypatch):

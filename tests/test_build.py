@@ -9,7 +9,7 @@ from saelearn import artifacts, tiny
 from saelearn.errors import Refusal
 from saelearn.lm import LM
 from saelearn.sae import TopK
-from saelearn.tiny import build, controls, dial, pretrain, shipped
+from saelearn.tiny import beyond, build, controls, dial, pretrain, shipped
 
 
 def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
@@ -22,6 +22,10 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     small = {"D_SAE": 16, "K": 2, "DOCUMENTS": 40, "HELD_OUT": 12, "STEPS": 2, "TEXTS": 2}
     for name, value in (small | {"SEEDS": (0,), "REPRESENTED": 0.0}).items():
         monkeypatch.setattr(controls, name, value)
+    small = {"D_SAE": 32, "STEPS": 2, "BATCH_SIZE": 128, "SEEDS": (0,), "DOCUMENTS": 40}
+    small |= {"HELD_OUT": 12, "SPLICED": 4, "TRANSCODER_DOCUMENTS": 40, "AT": 4}
+    for name, value in (small | {"TRANSCODER": {"d_sae": 16, "steps": 2}}).items():
+        monkeypatch.setattr(beyond, name, value)
     for name in ("HELD_OUT", "FOURGRAM", "SAE", "PROBE"):
         monkeypatch.setattr(build, f"{name}_DOCUMENTS", 40)
 
@@ -42,6 +46,10 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     assert len(dial.load_sweep()) == 1
     for kind, scores in controls.scores().items():
         assert controls.load_control(kind).d_sae == 16 and len(scores) == 1
+    assert len(beyond.scores()) == len(list(beyond.trainings()))
+    for kind in (*beyond.KINDS, beyond.END_TO_END):
+        assert beyond.load_kind(kind).d_sae == 32
+    assert beyond.load_transcoder().d_sae == 16
 
 
 def test_seeds_are_tried_until_the_site_holds_what_was_said(monkeypatch, capsys):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from saelearn import style
 from saelearn.plots.literal import literal
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 LINES = (
-    (style.CONTROL, "-"),
-    (style.ACCENT, "-"),
-    (style.RECONSTRUCTION, "-"),
-    (style.RECONSTRUCTION, "--"),
-    (style.FEATURE, "-"),
-    (style.DATA, "-"),
+    (style.CONTROL, "-", "o"),
+    (style.ACCENT, "-", "o"),
+    (style.RECONSTRUCTION, "-", "s"),
+    (style.RECONSTRUCTION, "--", "^"),
+    (style.FEATURE, "-", "D"),
+    (style.DATA, "-", "v"),
 )
 
 
@@ -38,7 +38,7 @@ def frontiers(
     logarithmic: Sequence[str] = (),
     ticks: Sequence[float] = (3, 6, 12),
 ) -> Figure:
-    """Panels over L0: a line through the mean over seeds, each seed a dot.
+    """Panels over L0: a line through the mean over seeds, each seed a mark.
 
     Args:
         curves: label of the vertical axis -> name -> `[S, K, 2]`, L0 and value for each seed and
@@ -47,15 +47,15 @@ def frontiers(
         logarithmic: panels with a logarithmic vertical axis.
         ticks: of L0.
     """
-    size = (1.4 + 3.7 * len(curves), 3.8)
+    size = (1.6 + 3.1 * len(curves), 3.6)
     figure, axes = plt.subplots(1, len(curves), figsize=size, squeeze=False)
     for axis, (title, shown) in zip(axes[0], curves.items(), strict=True):
-        for (name, points), (colour, line) in zip(shown.items(), LINES, strict=False):
+        for (name, points), (colour, line, dot) in zip(shown.items(), LINES, strict=False):
             points_SK2 = np.asarray(points)
             mean_K2 = points_SK2.mean(0)
             mean_K2 = mean_K2[mean_K2[:, 0].argsort()]
-            axis.plot(*mean_K2.T, line, color=colour, lw=1.6, label=name)
-            axis.plot(*points_SK2.reshape(-1, 2).T, "o", color=colour, ms=3.5, alpha=0.7)
+            axis.plot(*mean_K2.T, line, color=colour, lw=1.6)
+            axis.plot(*points_SK2.reshape(-1, 2).T, dot, color=colour, ms=4, alpha=0.7, label=name)
         axis.axvline(at, color="#bbbbbb", lw=1, zorder=0)
         axis.set(xscale="log", xlabel="L0 (active features a token)", ylabel=title)
         axis.xaxis.set_major_locator(FixedLocator(list(ticks)))
@@ -63,9 +63,9 @@ def frontiers(
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         if title in logarithmic:
             axis.set_yscale("log")
-            axis.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.tick_params(which="minor", labelsize=8)
+            axis.yaxis.set_minor_locator(NullLocator())
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure
 
