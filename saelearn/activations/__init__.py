@@ -11,11 +11,11 @@ from saelearn.activations.harvest import (
     gather,
     measure_loss_recovered,
     splice,
-    stream,
 )
 from saelearn.activations.patching import patch_map, swap
-from saelearn.activations.source import write
+from saelearn.activations.source import write, write_all
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
+from saelearn.activations.streaming import stream
 from saelearn.activations.texts import chunk, chunks
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "stream",
     "swap",
     "write",
+    "write_all",
 ]
