@@ -15,6 +15,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from saelearn import artifacts, steer
 from saelearn.errors import ArtifactError, Refusal
@@ -334,3 +335,50 @@ def test_a_revision_is_for_the_hub_alone() -> None:
     with pytest.raises(Refusal, match="no revision"):
         load(DATA / "saelens_topk", revision="main")
     assert artifacts.shapes(DATA / "saelens_topk/sae_weights.safetensors")["W_enc"] == (8, 16)
+
+
+def gemma_scope_2(folder: Path, weights: dict[str, Tensor], **config: object) -> Path:
+    """By the layout that others read: names in small letters, and a config beside them."""
+    folder.mkdir(parents=True)
+    save_file({name: t.contiguous() for name, t in weights.items()}, folder / "params.safetensors")
+    common = {"architecture": "jump_relu", "model_name": "google/gemma-3-1b-pt", "width": 24}
+    (folder / "config.json").write_text(json.dumps(common | {"l0": 7} | config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["resid_post", "attn_out", "mlp_out", "transcoder", "affine"])
+def test_gemma_scope_2_says_what_it_belongs_to(tmp_path: Path, kind: str) -> None:
+    g = torch.Generator().manual_seed(5)
+    shapes = {"w_enc": (8, 24), "b_enc": (24,), "threshold": (24,), "w_dec": (24, 8), "b_dec": (8,)}
+    shapes |= {"affine_skip_connection": (8, 8)} if kind == "affine" else {}
+    weights = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    weights["threshold"].abs_()
+    module, side, hook = {
+        "resid_post": ("model.layers.5", "output", "hook_resid_post"),
+        "attn_out": ("model.layers.5.self_attn.o_proj", "input", "attn.hook_z"),
+        "mlp_out": ("model.layers.5.post_feedforward_layernorm", "output", "hook_mlp_out"),
+    }.get(kind, ("model.layers.5.pre_feedforward_layernorm", "output", "hook_mlp_in"))
+    site = f"{module}:{side.removesuffix('put')}"
+    config = {"hf_hook_point_in": f"{module}.{side}"}
+    if kind in ("transcoder", "affine"):
+        config |= {"hf_hook_point_out": "model.layers.5.post_feedforward_layernorm.output"}
+        config |= {"affine_connection": kind == "affine"}
+    sae = load(gemma_scope_2(tmp_path / "layer_5_width_16k_l0_small", weights, **config))
+    x_ND = torch.randn(9, 8, generator=g)
+    pre_NF = x_ND @ weights["w_enc"] + weights["b_enc"]
+    f_NF = pre_NF.relu() * (pre_NF > weights["threshold"])
+    y_ND = f_NF @ weights["w_dec"] + weights["b_dec"]
+    if kind == "affine":
+        y_ND = y_ND + x_ND @ weights["affine_skip_connection"]
+    torch.testing.assert_close(sae.encode(x_ND), f_NF)
+    torch.testing.assert_close(sae(x_ND).x_hat, y_ND)
+    expected = {"model_name": "google/gemma-3-1b-pt", "hook_name": f"blocks.5.{hook}", "site": site}
+    if "hf_hook_point_out" in config:
+        expected["hook_name_out"] = "blocks.5.hook_mlp_out"
+    assert sae.metadata.items() >= expected.items()
+    for wrong in ("relu", None, 3):
+        other = gemma_scope_2(tmp_path / f"{wrong}", weights, architecture=wrong)
+        with pytest.raises(Refusal, match="jump_relu"):
+            load(other)
+    odd = gemma_scope_2(tmp_path / "odd", weights, hf_hook_point_in=["model"], model_name=7)
+    assert not {"hook_name", "site", "model_name"} & load(odd).metadata.keys()

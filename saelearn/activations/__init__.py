@@ -11,13 +11,13 @@ from saelearn.activations.harvest import (
     gather,
     measure_loss_recovered,
     splice,
-    stream,
 )
 from saelearn.activations.influence import readings, slopes
 from saelearn.activations.patching import patch_map, swap
 from saelearn.activations.shards import verify
-from saelearn.activations.source import write
+from saelearn.activations.source import write, write_all
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
+from saelearn.activations.streaming import stream
 from saelearn.activations.texts import chunk, chunks
 
 __all__ = [
@@ -39,4 +39,5 @@ __all__ = [
     "swap",
     "verify",
     "write",
+    "write_all",
 ]

@@ -6,7 +6,7 @@ Shapes: N documents, T positions, D activation width; rows are (document, positi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from saelearn.activations.shards import to_dtype
 from saelearn.activations.source import Leave, Rows, Source, write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
-from saelearn.errors import Refusal, check_whole
+from saelearn.errors import Refusal
 from saelearn.lm import LM, Batch, Edit, made_for
 from saelearn.metrics import ABLATIONS, LossRecovered, loss_recovered
 from saelearn.sae import SAE
@@ -162,9 +162,13 @@ def gather(
     source = Source(lm, documents, (site,), leave, padding, pass_size, progress)
     room, received = f"{memory_limit / 2**30:.2f} GiB (memory_limit)", "documents of unknown number"
     if isinstance(documents, Tensor | Batch):
-        rows, d_in = int(source.kept(source.whole()).sum()), source.d_in(source.whole())
+        rows, (d_in,) = (
+            int(source.kept(source.whole()).sum()),
+            source.widths(source.whole()).values(),
+        )
         x_ND = to_dtype(torch.empty(0, d_in), dtype)
         if rows * d_in * x_ND.itemsize <= memory_limit:
+            how["about"] = source.about(site, source.whole())
             return ActivationStore(source.fill(x_ND.new_empty(rows, d_in), dtype), **how)
         size = rows * d_in * x_ND.itemsize / 2**30
         received = f"{rows:,} rows of width {d_in} in {dtype}: {size:.2f} GiB"
@@ -179,49 +183,6 @@ def gather(
         max_norm=max_norm, padding=padding, pass_size=pass_size, progress=progress,
     )  # fmt: skip
     return ActivationStore(folder, **how)
-
-
-def stream(
-    lm: LM,
-    documents: Iterable[Tensor | Batch],
-    site: str,
-    *,
-    batch_size: int = 1_024,
-    buffer_size: int = 65_536,
-    skip: int = 1,
-    leave_tokens: Sequence[int] = (),
-    max_norm: float | None = None,
-    seed: int = 0,
-) -> Iterator[Tensor]:
-    """Shuffled batches `x_BD` made while training, for text that is read only once.
-
-    Each row is given out once; the last batch is as small as it has to be. Neighbours in the
-    text stay nearer to each other than with `gather`, which is also faster from the second
-    epoch on.
-
-    Args:
-        documents: batches `tokens_BT` of token ids (or `Batch`es, with masks), as long as the
-            training needs.
-        buffer_size: rows that are mixed; half of them are given out before it is refilled.
-        skip, leave_tokens, max_norm: as for `collect`.
-    """
-    check_whole(batch_size, "batch_size", 1)
-    check_whole(buffer_size, "buffer_size", 1)
-    source = Source(lm, documents, (site,), Leave(skip, tuple(leave_tokens), max_norm))
-    generator = torch.Generator().manual_seed(seed)
-    waiting: list[Tensor] = []
-    for batch in source:
-        waiting.append(source.only_rows(batch).float().cpu())
-        if sum(map(len, waiting)) < max(buffer_size, batch_size):
-            continue
-        x_ND = torch.cat(waiting)
-        x_ND = x_ND[torch.randperm(len(x_ND), generator=generator)]
-        n_rows = max(1, len(x_ND) // 2 // batch_size) * batch_size
-        yield from x_ND[:n_rows].split(batch_size)
-        waiting = [x_ND[n_rows:]]
-    if sum(map(len, waiting)):
-        x_ND = torch.cat(waiting)
-        yield from x_ND[torch.randperm(len(x_ND), generator=generator)].split(batch_size)
 
 
 def splice(sae: SAE, *, elsewhere: bool = False) -> Edit:

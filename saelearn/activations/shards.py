@@ -12,10 +12,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +87,7 @@ class ShardWriter:
     Args:
         folder: new, empty, or begun by an earlier writer.
         settings: what the rows are made from (JSON); they must be equal to go on.
+        about: what an SAE of the rows has to remember (JSON); nothing depends on it.
         shard_rows: rows of one shard, held in memory until it is full: what a kill loses at
             most; by default 256 MiB of them.
         seed: of the order within shards.
@@ -102,6 +106,7 @@ class ShardWriter:
         dtype: str = "float16",
         shard_rows: int | None = None,
         seed: int = 0,
+        about: Mapping[str, Any] | None = None,
     ):
         self.folder, self.dtype, self.seed = Path(folder), dtype, check_whole(seed, "seed", 0)
         empty = to_dtype(torch.empty(0, d_in), dtype)
@@ -110,7 +115,7 @@ class ShardWriter:
         check_whole(shard_rows, "shard_rows", 1)
         self.settings = dict(settings)
         self.settings |= {"d_in": d_in, "dtype": dtype, "shard_rows": shard_rows, "seed": seed}
-        self.index = self._begin()
+        self.index = self._begin(dict(about or {}))
         self.rows = sum(shard["rows"] for shard in self.index["shards"])
         self.last = self.index["shards"][-1]["mark"] if self.rows else None
         self._held_ND, self._held = empty.new_empty(shard_rows, d_in), 0
@@ -159,11 +164,12 @@ class ShardWriter:
             f"the same call as before, or another folder, or {_AGAIN}",
         )
 
-    def _begin(self) -> dict:
+    def _begin(self, about: dict) -> dict:
         for scrap in self.folder.glob(".*.*"):  # half a file of a writer that was killed
             if scrap.name.startswith((".shard_", f".{_INDEX}.")):
                 shutil.rmtree(scrap, ignore_errors=True)
-        fresh = {"format": FORMAT, "settings": self.settings, "tokens": None, "shards": []}
+        fresh = {"format": FORMAT, "about": about, "settings": self.settings}
+        fresh |= {"tokens": None, "shards": []}
         if not (self.folder / _INDEX).exists():
             if any(not path.name.startswith(".") for path in self.folder.glob("*")):
                 raise ArtifactError("a new or empty folder", f"{self.folder} with files in it")
@@ -195,36 +201,83 @@ class ShardWriter:
         self.last, self._held = mark, 0
 
 
+PART = re.compile(r"part_\d+_of_\d+")
+_OWN = ("part", "seed", "shard_rows")  # settings in which folders of one store may differ
+
+
+def part_folder(folder: Path, part: tuple[int, int]) -> Path:
+    """Where the i-th of n writers writes, `part = (i, n)`; i counts from 0."""
+    return folder / f"part_{part[0]}_of_{part[1]}"
+
+
 @dataclass(frozen=True)
 class Shards:
-    """A complete folder, checked: each shard is there and as long as the index says.
+    """Complete folders, checked: each shard is there and as long as the index says.
 
     Attributes:
+        paths_S: the shards' files.
         rows_S: rows of each shard.
         starts_S: where each shard's rows begin in its file, in bytes.
         tokens: what became of the tokens that were read.
         settings: what the rows were made from.
-        mark: the writer's last.
+        marks: the writers' last.
+        about: what an SAE of the rows has to remember.
         sums_S: of each shard the CRC-32 of each block of rows; () in folders of before there were.
     """
 
-    folder: Path
+    paths_S: tuple[Path, ...]
     rows_S: tuple[int, ...]
     starts_S: tuple[int, ...]
     tokens: Tokens
     settings: dict
-    mark: dict
+    marks: list[dict]
+    about: dict
     sums_S: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def open(cls, folder: str | os.PathLike) -> Shards:
-        """Check a folder and open it.
+    def open(cls, *folders: str | os.PathLike) -> Shards:
+        """Check folders and open them as one; one whose writers were several stands for theirs.
 
         Raises:
             ArtifactError: no index, one of another program, an incomplete folder, a shard that
-                is missing, truncated or of another shape, or a count that does not agree.
+                is missing, truncated or of another shape, or a count that does not agree; a part
+                that is missing; folders of rows that do not belong together.
         """
-        folder = Path(folder)
+        paths = [path for folder in folders for path in _with_parts(Path(folder))]
+        if not paths:
+            raise Refusal("at least one folder of rows", "none")
+        first, *others = found = [cls._open(path) for path in paths]
+        parts = [shards.settings.get("part") for shards in found]
+        n_parts = max((part[1] for part in parts if part), default=0)
+        if n_parts and sorted(parts, key=str) != sorted(
+            ([i, n_parts] for i in range(n_parts)), key=str
+        ):
+            raise ArtifactError(
+                f"all parts, each once, in {', '.join(map(str, folders))}",
+                ", ".join(f"{p[0]} of {p[1]}" if p else "one that is no part" for p in parts),
+                "wait for the other writers, or call them again: they go on where they stopped",
+            )
+        if not others:
+            return first
+        if len({path.resolve() for path in paths}) < len(paths):
+            raise ArtifactError("different folders", f"one twice in {', '.join(map(str, paths))}")
+        for path, shards in zip(paths, found, strict=True):
+            if shards._common() != first._common():
+                expected = f"rows that belong together, as in {paths[0]}"
+                raise ArtifactError(expected, f"others in {path}: {shards._common()}")
+        return cls(
+            sum((s.paths_S for s in found), ()),
+            sum((s.rows_S for s in found), ()),
+            sum((s.starts_S for s in found), ()),
+            sum((s.tokens for s in others), first.tokens),
+            first._common(),
+            [mark for shards in found for mark in shards.marks],
+            first.about,
+            sum((s.sums_S for s in found), ()),
+        )
+
+    @classmethod
+    def _open(cls, folder: Path) -> Shards:
         index, starts_S = _read_index(folder)
         if index["tokens"] is None:
             received = f"{sum(s['rows'] for s in index['shards'])} rows of an interrupted writer"
@@ -233,9 +286,13 @@ class Shards:
         rows_S, tokens = tuple(s["rows"] for s in index["shards"]), index["tokens"]
         if sum(rows_S) != tokens["stored"]:
             raise ArtifactError(f"{tokens['stored']} rows in {folder}", str(sum(rows_S)), _AGAIN)
+        paths_S = tuple(folder / _name(number) for number in range(len(rows_S)))
         sums_S = tuple(tuple(shard.get("crc32", ())) for shard in index["shards"])
-        tokens = Tokens(**tokens)
-        return cls(folder, rows_S, starts_S, tokens, index["settings"], index["mark"], sums_S)
+        settings, about, marks = index["settings"], index.get("about", {}), [index["mark"]]
+        return cls(paths_S, rows_S, starts_S, Tokens(**tokens), settings, marks, about, sums_S)
+
+    def _common(self) -> dict:
+        return {key: value for key, value in self.settings.items() if key not in _OWN}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -250,7 +307,7 @@ class Shards:
 
         Read rather than mapped: a file cut short meanwhile is an error then, not a crash.
         """
-        path = self.folder / _name(shard)
+        path = self.paths_S[shard]
         try:
             with path.open("rb") as file:
                 for first, out_ND in pieces:
@@ -272,7 +329,7 @@ class Shards:
             if low < 0 or high > len(x_ND):
                 continue
             if _sum(x_ND[low:high]) != expected:
-                path, rows = self.folder / _name(shard), f"{low + first:,} to {high + first:,}"
+                path, rows = self.paths_S[shard], f"{low + first:,} to {high + first:,}"
                 received = "others: the disk, or somebody, changed them"
                 raise ArtifactError(f"rows {rows} of {path} as they were written", received, _AGAIN)
 
@@ -303,6 +360,13 @@ def verify(folder: str | os.PathLike) -> None:
 
 def _sum(x_ND: Tensor) -> int:
     return zlib.crc32(x_ND.contiguous().view(torch.uint8).numpy().data)
+
+
+def _with_parts(folder: Path) -> list[Path]:
+    """The folder, or those of the parts in it."""
+    if (folder / _INDEX).exists() or not folder.is_dir():
+        return [folder]
+    return sorted(p for p in folder.iterdir() if PART.fullmatch(p.name)) or [folder]
 
 
 def _finite(x_ND: Tensor) -> bool:
@@ -339,6 +403,8 @@ def _read_index(folder: Path) -> tuple[dict, tuple[int, ...]]:
                 raise TypeError(f"tokens {index['tokens']!r:.80}")
             if not isinstance(index["mark"], dict):
                 raise TypeError(f"mark {index['mark']!r:.80}")
+        if not isinstance(index.get("about", {}), dict):
+            raise TypeError(f"about {index['about']!r:.80}")
         return index, _check_shards(folder, index)
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"a whole index in {folder}", repr(error), _AGAIN) from error

@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saelearn.activations.shards import ShardWriter, Tokens, to_dtype
+from saelearn.activations.shards import ShardWriter, Tokens, part_folder, to_dtype
 from saelearn.errors import Refusal, check_range, check_whole
 from saelearn.lm import LM, Batch, checked_mask
 
@@ -127,14 +128,15 @@ class Source:
         n = documents.tokens_BT.numel()
         return Tokens(n, stored, n - stored - padding, padding)
 
-    def rows(self, documents: Batch) -> dict[str, Rows]:
-        """The rows of each site, in one pass.
+    def rows(self, documents: Batch, sites: Sequence[str] | None = None) -> dict[str, Rows]:
+        """The rows of each site, or of some, in one pass.
 
         Raises:
             Refusal: one that is kept is not finite.
         """
         tokens_BT, mask_BT = documents
-        found = self.lm.capture(tokens_BT, self.sites, mask_BT=None if mask_BT.all() else mask_BT)
+        mask_BT = None if mask_BT.all() else mask_BT
+        found = self.lm.capture(tokens_BT, sites or self.sites, mask_BT=mask_BT)
         return {site: self._kept_rows(x_BTD, documents, site) for site, x_BTD in found.items()}
 
     def only_rows(self, documents: Batch) -> Tensor:
@@ -163,11 +165,14 @@ class Source:
             x_ND = x_ND[short_N]
         return Rows(x_ND, kept_BT.cpu())
 
-    def d_in(self, documents: Batch) -> int:
-        """The width of the only site."""
-        (site,) = self.sites
+    def widths(self, documents: Batch) -> dict[str, int]:
+        """D at each site."""
         any_BT = torch.zeros_like(documents.tokens_BT[:1, :2])
-        return self.lm.capture(any_BT, [site])[site].shape[-1]
+        return {s: x_BTD.shape[-1] for s, x_BTD in self.lm.capture(any_BT, self.sites).items()}
+
+    def about(self, site: str, documents: Batch) -> dict[str, Any]:
+        """What an SAE of the rows has to remember."""
+        return self.lm.about(site, context_size=documents.tokens_BT.shape[1])
 
     def fill(self, x_ND: Tensor, dtype: str) -> Tensor:
         """The rows in memory that was reserved; what is left over is cut off."""
@@ -216,13 +221,14 @@ def write(
     pass_size: int = 128,
     shard_rows: int | None = None,
     seed: int = 0,
+    part: tuple[int, int] | None = None,
     progress: bool = False,
 ) -> Tokens:
     """Put a site's activations on disk, for `ActivationStore`; interrupted, it goes on.
 
     Called again with the same arguments it passes over the documents whose rows are stored,
     without running the model on them; a kill costs one shard at most. One process at a time may
-    write into a folder.
+    write into a folder; several, each with its `part`, make one store together.
 
     Args:
         lm: the model.
@@ -239,6 +245,9 @@ def write(
         pass_size: documents in one pass, if `documents` is a tensor.
         shard_rows: rows of one file; 256 MiB of them by default.
         seed: of the order within the files.
+        part: (i, n): only the batches i, i + n, i + 2n, ..., into a folder of their own within
+            `folder`, for the i-th of n processes, 0 being the first. On several machines these
+            folders are brought together afterwards, or given to `ActivationStore` as a list.
         progress: show a progress bar.
 
     Returns:
@@ -248,54 +257,115 @@ def write(
         Refusal: activations that are not finite in this dtype, other documents than before.
         ArtifactError: too little space, a folder made from something else.
     """
-    leave = Leave(skip, tuple(leave_tokens), max_norm)
-    source = Source(lm, documents, (site,), leave, padding, pass_size, progress)
-    batches = iter(source)
-    if (first := next(batches, None)) is None:
-        raise Refusal("documents", "none", "tokenize some text first")
-    settings = {"model": _fingerprint(lm), "site": site, "skip": skip, "padding": padding}
-    if leave_tokens or max_norm is not None:  # else as in the folders of before
-        settings |= {"leave_tokens": list(leave_tokens), "max_norm": max_norm}
-    writer = ShardWriter(
-        folder, settings, d_in=source.d_in(first), dtype=dtype, shard_rows=shard_rows, seed=seed
-    )
-    if isinstance(documents, Tensor | Batch):
-        writer.reserve(int(source.kept(source.whole()).sum()) - writer.rows)
-    digest, account, mark = hashlib.sha256(), Tokens(0, 0, 0, 0), {}
-    for number, batch in enumerate(itertools.chain([first], batches), 1):
-        _read(digest, batch, masked=padding is None)
-        mark = {"batches": number, "tokens_sha256": digest.hexdigest()}
-        stored, x_ND = _stored(source, batch, number, account.stored, writer.last)
-        account += source.account(batch, stored)
-        if max_norm is not None:
-            mark["stored"] = account.stored
-        writer.agree(mark, account.stored)
-        if (new := account.stored - writer.rows) > 0:
-            x_ND = source.only_rows(batch) if x_ND is None else x_ND
-            writer.add(x_ND[-new:], mark)
-    writer.close(account, mark)
+    (account,) = write_all(
+        lm, documents, {site: folder}, dtype=dtype, skip=skip, leave_tokens=leave_tokens,
+        max_norm=max_norm, padding=padding, pass_size=pass_size, shard_rows=shard_rows, seed=seed,
+        part=part, progress=progress,
+    ).values()  # fmt: skip
     return account
 
 
-def _stored(
-    source: Source, batch: Batch, number: int, before: int, last: dict | None
-) -> tuple[int, Tensor | None]:
-    """How many rows a batch gives, and those rows if only the model can tell.
+def write_all(
+    lm: LM,
+    documents: Tensor | Batch | Iterable[Tensor | Batch],
+    folders: Mapping[str, str | os.PathLike],
+    *,
+    dtype: str = "float16",
+    skip: int = 1,
+    leave_tokens: Sequence[int] = (),
+    max_norm: float | None = None,
+    padding: int | None = None,
+    pass_size: int = 128,
+    shard_rows: int | None = None,
+    seed: int = 0,
+    part: tuple[int, int] | None = None,
+    progress: bool = False,
+) -> dict[str, Tokens]:
+    """As `write`, for several sites, `folders` of site -> folder: the model runs once for all."""
+    leave, (i, n) = Leave(skip, tuple(leave_tokens), max_norm), _checked_part(part)
+    source = Source(lm, documents, tuple(folders), leave, padding, pass_size, progress)
+    batches = itertools.islice(source, i, None, n)
+    if (first := next(batches, None)) is None:
+        raise Refusal("documents", "none", "tokenize some text first; or fewer parts")
+    settings = {"model": fingerprint(lm), "skip": skip, "padding": padding}
+    if leave_tokens or max_norm is not None:  # else as in the folders of before
+        settings |= {"leave_tokens": list(leave_tokens), "max_norm": max_norm}
+    settings |= {} if part is None else {"part": [i, n]}
+    books = []
+    for site, d_in in source.widths(first).items():
+        folder = Path(folders[site]) if part is None else part_folder(Path(folders[site]), (i, n))
+        writer = ShardWriter(
+            folder, settings | {"site": site}, d_in=d_in, dtype=dtype, shard_rows=shard_rows,
+            seed=seed, about=source.about(site, first),
+        )  # fmt: skip
+        books.append(_Book(source, site, writer))
+        if isinstance(documents, Tensor | Batch):
+            writer.reserve(int(source.kept(source.whole()).sum()) // n - writer.rows)
+    digest, mark = hashlib.sha256(), {}
+    for number, batch in enumerate(itertools.chain([first], batches), 1):
+        read_into(digest, batch, masked=padding is None)
+        mark = {"batches": number, "tokens_sha256": digest.hexdigest()}
+        wanted = [book.site for book in books if book.wants(batch, number)]
+        rows = source.rows(batch, wanted) if wanted else {}
+        for book in books:
+            book.take(batch, mark, rows.get(book.site))
+    for book in books:
+        book.close()
+    return {book.site: book.account for book in books}
 
-    Which rows are too long, that is. Of batches that were stored by an earlier call the `last` mark
-    knows the sum, so they count nothing until its own, which counts for all.
-    """
-    if source.leave.max_norm is None:
-        return int(source.kept(batch).sum()), None
-    if last and number < last["batches"]:
-        return 0, None
-    x_ND = source.only_rows(batch)
-    if last and number == last["batches"]:
-        return last["stored"] - before, x_ND
-    return len(x_ND), x_ND
+
+def _checked_part(part: tuple[int, int] | None) -> tuple[int, int]:
+    if part is None:
+        return 0, 1
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        raise Refusal("part as (i, n): the i-th of n", repr(part), "part=(0, 2) and part=(1, 2)")
+    n = check_whole(part[1], "n of part", 1)
+    check_range(check_whole(part[0], "i of part", 0), "i of part", 0, n - 1)
+    return part[0], n
 
 
-def _read(digest: Any, batch: Batch, *, masked: bool) -> None:
+class _Book:
+    """One site's writer, and what became of the tokens so far."""
+
+    def __init__(self, source: Source, site: str, writer: ShardWriter):
+        self.source, self.site, self.writer = source, site, writer
+        self.account, self._mark = Tokens(0, 0, 0, 0), {}
+        self._stored: int | None = None  # rows that the batch gives; None: only the model can tell
+
+    def wants(self, batch: Batch, number: int) -> bool:
+        """Whether the rows of this batch are still to be made."""
+        self._stored = self._known(batch, number)
+        return self._stored is None or self.account.stored + self._stored > self.writer.rows
+
+    def _known(self, batch: Batch, number: int) -> int | None:
+        """How many rows a batch gives, if that can be told.
+
+        Which rows are too long only the model can tell. Of batches that were stored by an earlier
+        call the last mark knows the sum, so they count nothing until its own, which counts for all.
+        """
+        last = self.writer.last
+        if self.source.leave.max_norm is None:
+            return int(self.source.kept(batch).sum())
+        if last and number <= last["batches"]:
+            return last["stored"] - self.account.stored if number == last["batches"] else 0
+        return None
+
+    def take(self, batch: Batch, mark: dict, rows: Rows | None) -> None:
+        """Count a batch, and store what is new of its rows."""
+        stored = len(rows.x_ND) if self._stored is None else self._stored
+        self.account += self.source.account(batch, stored)
+        if self.source.leave.max_norm is not None:
+            mark = mark | {"stored": self.account.stored}
+        self._mark = mark
+        self.writer.agree(mark, self.account.stored)
+        if (new := self.account.stored - self.writer.rows) > 0:
+            self.writer.add(rows.x_ND[-new:], mark)
+
+    def close(self) -> None:
+        self.writer.close(self.account, self._mark)
+
+
+def read_into(digest: Any, batch: Batch, *, masked: bool = True) -> None:
     """Take a batch into a checksum, and its mask, unless it follows from the tokens."""
     tokens_BT, mask_BT = batch
     digest.update(f"{tuple(tokens_BT.shape)}".encode())
@@ -304,7 +374,7 @@ def _read(digest: Any, batch: Batch, *, masked: bool) -> None:
         digest.update(mask_BT.cpu().contiguous().numpy().tobytes())
 
 
-def _fingerprint(lm: LM) -> str:
+def fingerprint(lm: LM) -> str:
     """Tells models apart by some weights of each parameter: reading all of them takes long."""
     digest = hashlib.sha256()
     for name, parameter in lm.model.named_parameters():

@@ -16,9 +16,9 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,19 +46,22 @@ class ActivationStore:
     `load_state_dict`, with the batch that would have come next, equal to the bit.
 
     Args:
-        data: activations `x_ND`, or a folder that `activations.write` made.
+        data: activations `x_ND`; or a folder that `activations.write` made, by one writer or in
+            parts; or several folders, such as parts that lie on several disks.
         batch_size: B. An epoch's last batch is smaller if B does not divide N.
         epochs: how often to go through the rows; None: without end.
         seed: of all orders. Another seed, epoch or memory_limit is another order.
         drop_last: leave out an epoch's last batch if it is smaller; other rows in each epoch.
         memory_limit: bytes for rows from disk. If all fit, they are read once and kept; else two
             windows share it: one in use, one being read. More memory mixes better.
+        about: what an SAE of these rows has to remember (`LM.about`); folders know it themselves.
 
     Attributes:
         rows, d_in, dtype: of the data.
         tokens: what became of each token that was read (`shards.Tokens`); None for a tensor.
         batches_per_epoch: number of batches.
         windows: in how many pieces an epoch is read; with 1 its order is a full permutation.
+        about: what an SAE of these rows has to remember; `train` takes it over.
         finite: its rows were looked at, when it was made or when they were read.
 
     Raises:
@@ -70,19 +73,22 @@ class ActivationStore:
 
     def __init__(
         self,
-        data: Tensor | str | os.PathLike,
+        data: Tensor | str | os.PathLike | Sequence[str | os.PathLike],
         *,
         batch_size: int = 1_024,
         epochs: int | None = None,
         seed: int = 0,
         drop_last: bool = False,
         memory_limit: int = MEMORY_LIMIT,
+        about: Mapping[str, Any] | None = None,
     ):
         self.batch_size = check_whole(batch_size, "batch_size", 1)
         self.seed, self.drop_last = check_whole(seed, "seed", 0), drop_last
         self.epochs = epochs if epochs is None else check_whole(epochs, "epochs", 0)
         self._x_ND = _checked(data) if isinstance(data, Tensor) else None
-        self._shards = None if isinstance(data, Tensor) else Shards.open(data)
+        folders = [data] if isinstance(data, str | os.PathLike) else data
+        self._shards = None if isinstance(data, Tensor) else Shards.open(*folders)
+        self.about = dict(self._shards.about if about is None and self._shards else about or {})
         source = self._shards or data
         self.tokens = self._shards and self._shards.tokens
         self.dtype, self.d_in = source.dtype, self._shards.d_in if self._shards else data.shape[1]
@@ -126,7 +132,7 @@ class ActivationStore:
     def _order(self) -> dict:
         """All that decides the order of the rows."""
         if self._shards:
-            made_of = [self._shards.settings, self._shards.rows_S, self._shards.mark]
+            made_of = [self._shards.settings, self._shards.rows_S, self._shards.marks]
             digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
         else:
             some_ND = self._x_ND[:: math.ceil(self.rows / 1_000)].detach().float().cpu()

@@ -107,8 +107,9 @@ def train(
         seed: of the initial weights, of the shuffling, and of a stream of its own for the
             resampling: same seed, same result.
         metadata: what the SAE is to remember, as JSON can hold it: `acts.about` of what
-            `activations.collect` gave, or `lm.about(site)`. What its activations were multiplied
-            by is added, as "scale".
+            `activations.collect` gave, or `lm.about(site)`; by default what the data know of it
+            themselves (`data.about` of a store or stream). What its activations were multiplied by
+            is added, as "scale".
         device: "cpu", "cuda", "mps".
         precision: "fp32"; on CUDA "tf32"; or "bf16" products with fp32 weights.
         compile: let torch.compile fuse the dense way; a minute at the start, pays on a GPU.
@@ -131,7 +132,8 @@ def train(
     Ctrl-C ends training after the step under way, writes a checkpoint if there is a folder for
     it, and returns what was trained so far. Under `torchrun` all processes train one SAE.
     """
-    settings, metadata = Settings.of(locals()), check_metadata(metadata)
+    settings = Settings.of(locals())
+    metadata = check_metadata(getattr(data, "about", None) if metadata is None else metadata)
     tokens = settings.objective.reads_tokens
     source = batches(data, batch_size, seed=seed, target=target, tokens=tokens)
     resample_steps, watch_steps = settings.resampling

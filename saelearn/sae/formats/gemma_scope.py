@@ -1,8 +1,8 @@
 """Gemma Scope: `params.npz`, and Gemma Scope 2: `params.safetensors` with `config.json`.
 
-JumpReLU SAEs and transcoders, which never subtract `b_dec` from their input. Neither says which
-model and site it belongs to: that is in the names of the folders above it, so an SAE that was taken
-out of them knows nothing of it. (Lieberum et al., 2024.)
+JumpReLU SAEs and transcoders, which never subtract `b_dec` from their input. The first says in the
+names of the folders above it alone which model and site it belongs to, so an SAE that was taken out
+of them knows nothing of it; the second says it in its `config.json`. (Lieberum et al., 2024.)
 """
 
 from __future__ import annotations
@@ -59,18 +59,52 @@ def _settings(
     weights: dict[str, Tensor], file: Path, d_in: int, d_sae: int, d_out: int
 ) -> dict[str, Any]:
     place = file.absolute().parent.as_posix()
+    about = _said(file.parent / "config.json") or _belongs(place)
     settings: dict[str, Any] = {
         "architecture": "jumprelu",
         "d_in": d_in,
         "d_sae": d_sae,
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
-        "metadata": _belongs(place),
+        "metadata": about,
     }
-    if d_out != d_in or SKIP in weights or "transcoder" in place:
+    if d_out != d_in or SKIP in weights or "transcoder" in place or "hook_name_out" in about:
         kind = "jumprelu_skip_transcoder" if SKIP in weights else "jumprelu_transcoder"
         settings |= {"architecture": kind, "d_out": d_out}
     return settings
+
+
+_POINTS = {
+    r"output": "hook_resid_post",
+    r"self_attn\.o_proj\.input": "attn.hook_z",
+    r"post_feedforward_layernorm\.output": "hook_mlp_out",
+    r"pre_feedforward_layernorm\.output": "hook_mlp_in",
+}
+"""Where in a block Gemma Scope 2 looks, and SAELens' names for it."""
+
+
+def _said(config: Path) -> dict[str, Any]:
+    """What Gemma Scope 2 writes beside its weights; nothing if there is no such file."""
+    if not config.is_file():
+        return {}
+    said = artifacts.read_json(config)
+    if not isinstance(said, dict) or said.get("architecture", "jump_relu") != "jump_relu":
+        kind = said.get("architecture") if isinstance(said, dict) else said
+        raise Refusal(f'"architecture": "jump_relu" in {config}', f"{kind!r:.80}")
+    about: dict[str, Any] = {"prepend_bos": True}
+    if isinstance(model := said.get("model_name"), str):
+        about["model_name"] = model.replace("-v3", "-3")
+    for key, name in (("hf_hook_point_in", "hook_name"), ("hf_hook_point_out", "hook_name_out")):
+        found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", str(said.get(key)))
+        if found is None or (name == "hook_name_out" and said[key] == said.get("hf_hook_point_in")):
+            continue
+        where = next((hook for point, hook in _POINTS.items() if re.fullmatch(point, found[2])), "")
+        if where:
+            about[name] = f"blocks.{found[1]}.{where}"
+        if name == "hook_name":
+            path, side = said[key].rsplit(".", 1)
+            about["site"] = f"{path}:{'in' if side == 'input' else 'out'}"
+    return about
 
 
 def _belongs(place: str) -> dict[str, Any]:

@@ -1,0 +1,199 @@
+"""Activations made while training, from text that is read only once. Lesson 07.
+
+The rows follow each other in the order of the text and are cut into windows that fit in memory; the
+rows of a window are given out in random order. So the seed and the number of a window decide its
+batches, and any of them can be reached by running the model on the documents of one window.
+
+Shapes: N rows, B batch, T positions, D activation width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelearn.activations.source import Leave, Source, fingerprint, read_into
+from saelearn.errors import Refusal, check_whole
+from saelearn.lm import LM, Batch
+
+
+def stream(
+    lm: LM,
+    documents: Iterable[Tensor | Batch],
+    site: str,
+    *,
+    batch_size: int = 1_024,
+    buffer_size: int = 65_536,
+    skip: int = 1,
+    leave_tokens: Sequence[int] = (),
+    max_norm: float | None = None,
+    seed: int = 0,
+) -> Stream:
+    """Shuffled batches `x_BD` made while training, for text that is read only once.
+
+    Each row is given out once; the last batch is as small as it has to be. Rows are mixed with
+    those of their neighbourhood in the text alone, unlike those that `gather` keeps, which is also
+    faster from the second epoch on. A training that was stopped goes on where it was: documents
+    that were used are read again, but the model runs on those of two buffers at most.
+
+    Args:
+        documents: batches `tokens_BT` of token ids (or `Batch`es, with masks), as long as the
+            training needs, such as `chunks` gives; to go on, the same again from their beginning.
+        buffer_size: rows that are mixed.
+        skip, leave_tokens, max_norm: as for `collect`.
+    """
+    check_whole(batch_size, "batch_size", 1)
+    check_whole(buffer_size, "buffer_size", 1)
+    source = Source(lm, documents, (site,), Leave(skip, tuple(leave_tokens), max_norm))
+    return Stream(
+        source, batch_size, max(1, buffer_size // batch_size), check_whole(seed, "seed", 0)
+    )
+
+
+class _Start(NamedTuple):
+    """Where rows begin: at which batch of documents, at which of its rows, and what came before."""
+
+    documents: int
+    row: int
+    sha256: str
+
+
+class _Piece(NamedTuple):
+    x_ND: Tensor
+    start: _Start
+
+
+class Stream(Iterator[Tensor]):
+    """What `stream` returns: batches that know their place, which `train` saves and finds again.
+
+    Attributes:
+        about: what an SAE of these rows has to remember; `train` takes it over.
+        finite: its rows were looked at.
+    """
+
+    finite = True
+
+    def __init__(self, source: Source, batch_size: int, batches: int, seed: int):
+        self._source, self._batch_size, self._batches, self._seed = (
+            source,
+            batch_size,
+            batches,
+            seed,
+        )
+        (site,) = source.sites
+        self.about = source.lm.about(site)
+        self._documents, self._read, self._digest = iter(source), 0, hashlib.sha256()
+        self._held: list[_Piece] = []  # rows that were made and are in no window yet
+        self._window, self._number, self._at = (), -1, 0
+        self._begun = self._start()
+        leave = source.leave
+        self._order = {
+            "model": fingerprint(source.lm), "site": site, "seed": seed, "batch_size": batch_size,
+            "buffer_size": batches * batch_size, "skip": leave.first,
+            "leave_tokens": list(leave.tokens), "max_norm": leave.max_norm,
+        }  # fmt: skip
+
+    def __next__(self) -> Tensor:
+        if self._at == len(self._window):
+            self._fill()
+        self._at += 1
+        return self._window[self._at - 1]
+
+    def state_dict(self) -> dict:
+        """The window, where its rows begin, and the next batch in it, as JSON."""
+        number, start, at = self._number, self._begun, self._at
+        if at == len(self._window):
+            number, start, at = number + 1, self._start(), 0
+        return {"window": number, "start": list(start), "batch": at} | self._order
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on with the batch that came next then; the documents are read forward to it.
+
+        Raises:
+            Refusal: a state of another stream, or one behind what was read; other documents.
+        """
+        for key, mine in self._order.items():
+            if state.get(key) != mine:
+                remedy = "make the stream from the same model with the same arguments"
+                raise Refusal(f"a state with {key} = {mine!r}", repr(state.get(key)), remedy)
+        number, start, at = state["window"], _Start(*state["start"]), state["batch"]
+        if number != self._number:
+            self._forward(start)
+            self._window, self._number = (), number - 1
+            if at:
+                self._fill()
+        elif self._begun != start:
+            raise _others()
+        self._at = at
+
+    def _start(self) -> _Start:
+        """Where the rows begin that are in no window yet."""
+        if self._held:
+            return self._held[0].start
+        return _Start(self._read, 0, self._digest.hexdigest())
+
+    def _forward(self, start: _Start) -> None:
+        """To the rows that begin there; those before are not made."""
+        if self._start() != start and self._read > start.documents:
+            raise Refusal("a state ahead of what was read", "one behind", "make the stream again")
+        if self._start() == start:
+            return
+        self._held = []
+        while self._read < start.documents:
+            if self._next_documents() is None:
+                raise _others()
+        if self._digest.hexdigest() != start.sha256:
+            raise _others()
+        if start.row and self._make() is not None:
+            self._drop(start.row)
+
+    def _next_documents(self) -> Batch | None:
+        documents = next(self._documents, None)
+        if documents is not None:
+            self._read += 1
+            read_into(self._digest, documents)
+        return documents
+
+    def _make(self) -> Batch | None:
+        """Run the model on the next documents; None if there are no more."""
+        start = _Start(self._read, 0, self._digest.hexdigest())
+        if (documents := self._next_documents()) is not None:
+            x_ND = self._source.only_rows(documents).float().cpu()
+            self._held += [_Piece(x_ND, start)] if len(x_ND) else []
+        return documents
+
+    def _drop(self, rows: int) -> None:
+        """Leave the first of the rows that are held to others."""
+        while rows and rows >= len(self._held[0].x_ND):
+            rows -= len(self._held.pop(0).x_ND)
+        if rows:
+            x_ND, start = self._held[0]
+            self._held[0] = _Piece(x_ND[rows:].clone(), start._replace(row=start.row + rows))
+
+    def _fill(self) -> None:
+        """Make the next window, of full batches while there are documents."""
+        wanted = self._batches * self._batch_size
+        while (held := sum(len(piece.x_ND) for piece in self._held)) < wanted:
+            if self._make() is None:
+                break
+        if not held:
+            raise StopIteration
+        self._begun, rows = self._start(), min(held, wanted)
+        x_ND = torch.cat([piece.x_ND for piece in self._held])[:rows]
+        self._drop(rows)
+        self._number, self._at = self._number + 1, 0
+        order_N = np.random.default_rng((self._seed, self._number)).permutation(rows)
+        self._window = x_ND[torch.from_numpy(order_N)].split(self._batch_size)
+
+
+def _others() -> Refusal:
+    return Refusal(
+        "the documents that the stream had before, from their beginning",
+        "others, or fewer",
+        "the same call as before",
+    )
