@@ -61,6 +61,11 @@ def push(function: Callable) -> None:
         raise Mistake("x itself was changed: write x + ..., not x += ..., and return the sum")
 
 
+def pushed(x_BTD: Tensor, direction_D: Tensor, amount: float) -> Tensor:
+    """What the lesson goes on with while exercise 9.1 is open. `[B, T, D]`."""
+    return x_BTD + amount * direction_D / direction_D.norm()
+
+
 @exercise("Exercise 9.2", passed="how far a token usually lies from the middle of the cloud")
 def unit(typical_norm: Callable) -> None:
     """`typical_norm(x_ND)` -> one number."""
@@ -170,6 +175,11 @@ def clamp(function: Callable) -> None:
         diagnose(got, x_BD + step_B1 * row_D, wrong, otherwise, rtol=1e-4, atol=1e-5)
 
 
+def clamped(x_BD: Tensor, sae: SAE, feature: int, value: float) -> Tensor:
+    """What the lesson goes on with while exercise 9.5 is open. `[B, D]`."""
+    return x_BD + (value - sae.encode(x_BD)[:, [feature]]) * sae.W_dec[feature]
+
+
 # (rates, validities) of three candidates at three strengths; each mistake goes wrong on one of them
 _VALID = [[0.9, 0.9, 0.9], [0.9, 0.8, 0.8], [0.3, 0.3, 0.2]]
 _TABLES = (
@@ -225,9 +235,18 @@ def choose(function: Callable) -> None:
     raise Mistake("an index into the rows (candidates) is needed: argmax of the mean product")
 
 
+def chosen(rate_FS: Tensor, validity_FS: Tensor) -> int:
+    """What the lesson goes on with while exercise 9.3 is open: the best mean product."""
+    return int((rate_FS * validity_FS).mean(1).argmax())
+
+
+AFTER = 10  # the first position after a push at the first eight words: earlier ones may stammer
+ENOUGH = 0.25  # of the texts; one in seven without a push
+
+
 @exercise("Exercise 9.6", passed="it speaks of the bridge, and still speaks")
 def bridge(tokens_NT: Tensor) -> None:
-    """At least 60 % of 100 or more texts speak of the bridge, at a validity of 0.8 or more."""
+    """A quarter of 100 or more texts name the bridge after the push, at a validity of 0.8."""
     tokens_NT = as_tensor(tokens_NT, "the texts").long()
     if tokens_NT.ndim != 2 or len(tokens_NT) < 100 or tokens_NT.shape[1] < 40:
         raise Mistake(
@@ -239,25 +258,26 @@ def bridge(tokens_NT: Tensor) -> None:
     told_NT = tokens_NT[:1, : int(prompt_T.sum())]
     if told_NT.shape[1] >= 3 and tiny.mention_rate(told_NT, "Golden_Gate_Bridge"):
         raise Mistake("all texts begin with the bridge: the prompt told them. Begin with <doc>")
-    rate = tiny.mention_rate(tokens_NT, "Golden_Gate_Bridge")
-    valid = tiny.validity(tokens_NT)
-    dogs = tiny.mention_rate(tokens_NT, "golden_retriever")
-    if rate < 0.6 and dogs > 0.4:
+    late_NT, valid = tokens_NT[:, AFTER:], tiny.validity(tokens_NT)
+    rate = tiny.mention_rate(late_NT, "Golden_Gate_Bridge")
+    whole = tiny.mention_rate(tokens_NT, "Golden_Gate_Bridge")
+    if rate < ENOUGH and tiny.mention_rate(late_NT, "golden_retriever") > 0.3:
         raise Mistake("these texts speak of golden retrievers: take the bridge's direction")
-    if rate < 0.6 and valid < 0.8:
+    if rate < ENOUGH and valid < 0.8:
         raise Mistake(
             f"only {rate:.0%} speak of it and validity is {valid:.2f}: far too strong, or not its "
             "direction"
         )
-    if rate < 0.4:  # the features that raise the word and no more stay below
+    if rate < ENOUGH < whole - ENOUGH:
         raise Mistake(
-            f"only {rate:.0%} speak of the bridge (not steered, about one in eight does): try "
-            "another feature of your list; if it is the right one, push further"
+            f"{whole:.0%} of the texts name the bridge, but only {rate:.0%} from position {AFTER} "
+            "on: they stammer it while they are pushed. Compare strengths and features by the late "
+            "rate"
         )
-    if rate < 0.6:
+    if rate < ENOUGH:
         raise Mistake(
-            f"{rate:.0%} speak of the bridge, so its direction may be right: push further, or at "
-            "more positions"
+            f"only {rate:.0%} speak of the bridge from position {AFTER} on (not steered, about one "
+            "in seven does): try another feature of your list; if it is the right one, push further"
         )
     if valid < 0.8:
         raise Mistake(f"they babble (validity {valid:.2f}): less strength, or fewer positions")

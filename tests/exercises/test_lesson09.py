@@ -67,7 +67,8 @@ def held():
 
 
 def having(name):
-    return held()[tiny.mentions(held(), name)]
+    """Held-out texts that name a thing after their first ten tokens."""
+    return held()[tiny.mentions(held()[:, 10:], name)]
 
 
 def at_least_100(texts_NT):
@@ -83,10 +84,27 @@ def bridges():
     return at_least_100(having("Golden_Gate_Bridge"))
 
 
-def half():
-    """Half of the texts speak of the bridge."""
-    others_NT = held()[~tiny.mentions(held(), "Golden_Gate_Bridge")]
-    return torch.cat([bridges()[:60], others_NT[:60]])
+def others():
+    return held()[~tiny.mentions(held(), "Golden_Gate_Bridge")]
+
+
+def some():
+    """One text in six speaks of the bridge."""
+    return torch.cat([bridges()[:20], others()[:100]])
+
+
+def stammered():
+    """All texts name the bridge at their beginning, and none after it."""
+    return torch.cat(
+        [words("<doc> the Golden Gate Bridge .").repeat(100, 1), others()[:100, 1:]], 1
+    )
+
+
+def scattered():
+    """The same, not all alike: what all texts begin with is a prompt."""
+    texts_NT = stammered()
+    texts_NT[::2, 1] = texts_NT[::2, 5]
+    return texts_NT
 
 
 def dogs():
@@ -232,13 +250,15 @@ RIGHT += [
 ]
 WRONG += [
     (check.bridge, lambda: (held(),), "another feature"),
-    (check.bridge, lambda: (half(),), "direction may be right"),
+    (check.bridge, lambda: (some(),), "one in seven"),
+    (check.bridge, lambda: (scattered(),), "they stammer it"),
     (check.bridge, lambda: (dogs(),), "bridge's direction"),
     (check.bridge, lambda: (shuffled(),), "far too strong"),
     (check.bridge, lambda: (bridges()[:50],), "at least 100 texts"),
     (check.bridge, lambda: (bridges()[:, :20],), "40 tokens"),
     (check.bridge, lambda: (bridges()[:1].repeat(100, 1),), "copies"),
     (check.bridge, lambda: (told(),), "the prompt told them"),
+    (check.bridge, lambda: (stammered(),), "the prompt told them"),
     (check.bridge, lambda: (babble(),), "babble"),
     (check.bridge, ("texts",), "it is a str"),
 ]
