@@ -6,6 +6,8 @@ student's process to help, never to grade: `saelearn grade` does that, elsewhere
 """
 
 import os
+import sys
+from pathlib import Path
 
 c = get_config()  # noqa: F821
 
@@ -17,12 +19,20 @@ c.JupyterHub.authenticator_class = "pam"  # names and passwords of the system
 c.PAMAuthenticator.open_sessions = False
 c.Authenticator.allow_all = False  # only who belongs to the class
 c.LocalAuthenticator.allowed_groups = {os.environ.get("SAELEARN_CLASS", "students")}
-c.Authenticator.admin_users = {os.environ.get("SAELEARN_TEACHER", "teacher")}
+TEACHER = os.environ.get("SAELEARN_TEACHER", "teacher")
+c.Authenticator.allowed_users = {TEACHER}  # an administrator outside the class is not let in else
+c.Authenticator.admin_users = {TEACHER}
 
 c.JupyterHub.spawner_class = "localprocess"
+c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]  # of this environment
 c.Spawner.default_url = "/lab"
 c.Spawner.notebook_dir = "~"
-c.Spawner.environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}  # shared cores
+c.Spawner.environment = {
+    "OMP_NUM_THREADS": "1",  # shared cores
+    "OMP_WAIT_POLICY": "passive",
+    # `saelearn` and `nbgrader` in a terminal
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+}
 c.Spawner.args = ["--KernelManager.transport_encryption=auto"]
 
 # Who leaves a tab open keeps a kernel of half a gigabyte: an idle one is ended after an hour.

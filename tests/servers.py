@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -21,6 +22,16 @@ def wait_for(address: str, process: subprocess.Popen, log: Path, seconds: float 
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.2)
     raise AssertionError(f"no answer from {address.split('?')[0]}:\n{log.read_text()[-3000:]}")
+
+
+def printed_address(process: subprocess.Popen, log: Path, seconds: float = 30) -> str:
+    """Where `saelearn lab` says that it is, with its token."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(r"http://\S+token=\w{32,}", log.read_text()):
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(f"no address was printed:\n{log.read_text()}")
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from jupyter_client import BlockingKernelClient
-from servers import stop, wait_for
+from servers import printed_address, stop, wait_for
 
 import saelearn
 from saelearn import artifacts, course, metrics
@@ -390,15 +390,6 @@ def test_the_log_keeps_what_is_not_harmless(caplog):
         server.warning("WebSocket ping timeout after %i ms.", 90_000)
         server.warning("the disk is full")
     assert [record.getMessage() for record in caplog.records] == ["the disk is full"]
-
-
-def printed_address(process: subprocess.Popen, log, seconds: float = 30) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"http://\S+token=\w{32,}", log.read_text()):
-            return found[0]
-        time.sleep(0.1)
-    raise AssertionError(f"no address was printed:\n{log.read_text()}")
 
 
 def processes() -> str:

@@ -149,7 +149,14 @@ def test_the_cover_says_what_when_and_how(tmp_path):
     wheel.write_bytes(b"wheel")
     handout.release(["4", "05"], tmp_path / "out", due="Friday", hand_in="By pigeon.", wheel=wheel)
     cover = (tmp_path / "out" / "START_HERE.md").read_text()
-    for words in ("Friday", "By pigeon.", "pip install './saelearn-1", "04_first_sae", "| 25 |"):
+    for words in (
+        "Friday",
+        "By pigeon.",
+        "pip install './saelearn-1",
+        "04_first_sae",
+        "| 25 | 8 |",
+        "in words",
+    ):
         assert words in cover
     assert (tmp_path / "out" / wheel.name).read_bytes() == b"wheel"
     assert len(cover.splitlines()) < 60  # a page

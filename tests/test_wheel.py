@@ -1,7 +1,7 @@
 """The built wheel gives a student and a teacher everything, without the clone and without answers.
 
-The package is taken from the wheel, what it depends on from the environment of the tests; that the
-declared dependencies are enough is read off the imports.
+In most tests the package is taken from the wheel and what it depends on from the environment of the
+tests; that the declared dependencies are enough is read off the imports, and tried once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from servers import printed_address, stop, wait_for
 
 from saelearn import artifacts, course
 from saelearn.course import handout, points, restore
@@ -111,6 +112,48 @@ def test_a_class_is_graded_with_it(saelearn):
     totals = (saelearn.work / "grades" / "totals.csv").read_text().splitlines()
     _, _, earned, possible = totals[1].split(",")
     assert float(earned) == float(possible) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="students' code runs on POSIX alone")
+def test_an_empty_environment_needs_nothing_else(wheel, tmp_path):
+    """As the hand-out's cover says: an environment, pip, the wheel. No clone is in sight."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    programs, work = tmp_path / "env" / "bin", tmp_path / "work"
+    constraints = ["-c", str(ROOT / "constraints.txt")]
+    command = [str(programs / "pip"), "install", "-q", *constraints, f"{wheel}[lab]"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "No matching distribution" in done.stderr:
+        pytest.skip(f"needs packages, from the network: {done.stderr.splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    known = {k: v for k, v in os.environ.items() if k not in ("SAELEARN_DATA", "PYTHONPATH")}
+    work.mkdir()
+
+    def saelearn(*arguments: str) -> None:
+        command = [str(programs / "saelearn"), *arguments]
+        done = subprocess.run(command, cwd=work, env=known, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    saelearn("release", "00", "--out", "first")
+    (lesson,) = handout.find(["00"])
+    release = handout.read_release(work / "first.zip")
+    right = restore.solved(artifacts.read_json(lesson), release.lessons[lesson.stem])
+    artifacts.write_json(work / "in" / "ann" / lesson.name, right)
+    saelearn("grade", "in", "--release", "first.zip", "--out", "grades")
+    _, totals = (work / "grades" / "totals.csv").read_text().splitlines()
+    assert float(totals.split(",")[-2]) > 0
+    log = tmp_path / "lab.log"
+    with log.open("w") as out:
+        lab = subprocess.Popen(
+            [str(programs / "saelearn"), "lab"], cwd=work, env=known, stdout=out, stderr=out,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        assert "JupyterLab" in wait_for(printed_address(lab, log, 120), lab, log).decode()
+    finally:
+        stop(lab)
+    mine = {path.name for path in (work / "my_course").glob("*.ipynb")}
+    assert mine == {path.name for path in course.lessons()}
 
 
 def test_what_the_package_imports_is_declared():

@@ -60,12 +60,49 @@ def test_students_get_the_question_and_not_the_rubric():
     assert not points.is_check(asked) and not points.is_answer(asked)
 
 
-def test_the_templates_rubric_gives_what_the_stars_say():
-    """Its points add up, and each is for something that can be found in an answer or not."""
-    given = re.findall(r"(?m)^- (\d+) points?: (.+)$", template("rubric"))
-    stars = len(re.search("★+", template("question"))[0])
-    assert sum(int(n) for n, _ in given) == points.PER_STAR * stars
-    assert all(len(words.split()) >= 5 for _, words in given)
+def questions_of(notebook: dict) -> list[tuple[str, str]]:
+    """Each question's heading and its rubric."""
+    found, heading = [], ""
+    for cell in notebook["cells"]:
+        text = points.text(cell)
+        if cell["cell_type"] == "markdown":
+            heading = points.QUESTION.search(text) or heading
+            found += [(heading[0], text)] if course.BEGIN in text else []
+    return found
+
+
+def adds_up(heading: str, rubric: str) -> bool:
+    """Its points are what the stars say, each for something that is in an answer or is not."""
+    given = re.findall(r"(?m)^- (\d+) points?: (.+)$", rubric)
+    stars = len(re.search("★+", heading)[0])
+    enough = all(len(words.split()) >= 5 for _, words in given)
+    return enough and sum(int(n) for n, _ in given) == points.PER_STAR * stars
+
+
+def test_rubrics_give_what_the_stars_say():
+    assert adds_up(template("question"), template("rubric"))
+    assert not adds_up(template("question"), template("rubric").replace("- 1 point: ", "- ", 1))
+
+
+ASKING = [path for path in course.lessons() if questions_of(artifacts.read_json(path))]
+
+
+def test_lessons_00_to_10_ask():
+    assert {path.stem[:2] for path in ASKING} >= {f"{number:02}" for number in range(11)}
+
+
+@pytest.mark.parametrize("lesson", ASKING, ids=lambda path: path.stem)
+def test_questions_ask_for_understanding(lesson):
+    found = questions_of(artifacts.read_json(lesson))
+    numbers = [points.QUESTION.search(heading)[1] for heading, _ in found]
+    assert numbers == [f"{int(lesson.stem[:2])}.{i}" for i in range(1, len(found) + 1)]
+    assert 2 <= len(found) <= 3
+    for heading, rubric in found:
+        assert adds_up(heading, rubric), heading
+    released = points.released(artifacts.read_json(lesson), lesson.stem)
+    asked = [cell for cell in released["cells"] if points.is_written(cell)]
+    assert len(asked) == len(found)
+    assert all(points.text(cell) == course.versions.STUB_IN_WORDS for cell in asked)
 
 
 def test_a_rubric_without_its_question_is_refused():

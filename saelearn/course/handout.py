@@ -152,20 +152,21 @@ def _zipped(files: dict[str, bytes]) -> bytes:
 def _cover(graded: dict[str, dict], due: str, hand_in: str, wheel: Path | None) -> str:
     rows = []
     for name, notebook in graded.items():
-        checks = [cell["metadata"]["nbgrader"] for cell in notebook["cells"] if of.is_check(cell)]
-        time = re.search(r"\*\*Time\*\*: (?:about )?(.*?)[;,.]", of.text(notebook["cells"][0]))
-        points = sum(check["points"] for check in checks)
-        title = of.text(notebook["cells"][0]).splitlines()[0].lstrip("# ")
-        rows.append(
-            f"| [{name}]({name}.ipynb) | {title} | {time[1] if time else ''} | {points:g} |"
+        checked, written = (
+            sum(cell["metadata"]["nbgrader"]["points"] for cell in notebook["cells"] if kind(cell))
+            for kind in (of.is_check, of.is_written)
         )
+        time = re.search(r"\*\*Time\*\*: (?:about )?(.*?)[;,.]", of.text(notebook["cells"][0]))
+        title = of.text(notebook["cells"][0]).splitlines()[0].lstrip("# ")
+        link, minutes = f"[{name}]({name}.ipynb)", time[1] if time else ""
+        rows.append(f"| {link} | {title} | {minutes} | {checked:g} | {written:g} |")
     package = f"'./{wheel.name}[lab]'" if wheel else "'saelearn[lab]'"
     return f"""# Start here
 
 {len(rows)} lesson{"s" * (len(rows) > 1)} on sparse autoencoders.
 
-| lesson | question | time | points |
-|---|---|---|---|
+| lesson | question | time | points | and in words |
+|---|---|---|---|---|
 {chr(10).join(rows)}
 
 ## Install
@@ -181,7 +182,8 @@ against you: try as often as you like. Add cells of your own where you need them
 cells are put back as they were before anything is graded.
 
 Predictions earn their point for being made, right or wrong. Some exercises give a part of their
-points for a part of the answer.
+points for a part of the answer. Questions at a lesson's end are answered in words: double-click
+the line below one, write in its place. Your teacher reads them.
 
 ## Hand in
 
