@@ -1,6 +1,7 @@
 """Every architecture, trained by us and by SAELens' own trainer: who reconstructs better?
 
     python -m benchmarks.architectures --json [--quick] [--log FILE] [--data planted] [--tool NAME]
+                                       [--lr 1e-3] [--steps N]
 
 From the same start (`b_dec` at the mean), on the same batches in the same order, at the same
 learning rate and for as many steps, all else as each tool does by default; `sae_lens_scheduled` is
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -61,6 +62,7 @@ class Data:
     """Rows to train on and rows to measure on, scaled; the truth, if it is known.
 
     k: the L0 at which all are compared.
+    lr: of all tools; None is `usual_lr`, our default.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Data:
     k: int
     steps: int
     true_GD: Tensor | None = None
+    lr: float | None = None
 
 
 def planted(quick: bool) -> Data:
@@ -131,8 +134,8 @@ KINDS = {
     "l1": Kind(
         lambda c, F: {"l1_coefficient": c},
         "StandardTrainingSAE", lambda c, F: {"l1_coefficient": c},
-        {"planted": (3.0, 6.0), "tiny": (1.5, 2.5)}, "l1_warm_up_steps",
-        at={"tiny": 8},
+        {"planted": (2.0, 3.0), "tiny": (0.7, 1.5)}, "l1_warm_up_steps",
+        at={"tiny": 6},
     ),
     "topk": Kind(
         lambda k, F: {"kind": TopK, "k": k}, "TopKTrainingSAE", lambda k, F: {"k": k},
@@ -145,19 +148,19 @@ KINDS = {
         lambda l0, F: {"kind": JumpReLU, "objective": JumpL0(target_l0=l0)},
         "JumpReLUTrainingSAE",
         lambda l0, F: {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": l0},
-        {"planted": (3.2, 4.8, 9.6), "tiny": (10.0, 15.0, 30.0)}, "l0_warm_up_steps",
+        {"planted": (3.2, 4.8), "tiny": (10.0, 15.0, 30.0)}, "l0_warm_up_steps",
         at={"tiny": 24},
     ),
     "jumprelu_step": Kind(
         lambda c, F: {"kind": JumpReLU, "objective": JumpL0(c)},
         "JumpReLUTrainingSAE", lambda c, F: {"l0_coefficient": c},
-        {"planted": (0.5, 2.0), "tiny": (0.25, 1.0, 4.0)}, "l0_warm_up_steps",
+        {"planted": (0.1, 0.25, 0.5), "tiny": (0.25, 1.0, 4.0)}, "l0_warm_up_steps",
         at={"tiny": 32},
     ),
     "gated": Kind(
         lambda c, F: {"kind": Gated, "objective": GatedL1(c)},
         "GatedTrainingSAE", lambda c, F: {"l1_coefficient": c},
-        {"planted": (3.0, 6.0), "tiny": (1.5, 3.0)}, "l1_warm_up_steps",
+        {"planted": (1.5, 2.0, 2.5), "tiny": (1.5, 3.0)}, "l1_warm_up_steps",
         at={"tiny": 8},
     ),
     "matryoshka": Kind(
@@ -178,7 +181,7 @@ def saelearn(kind: Kind, data: Data, strength: float, seed: int, **more) -> SAE:
     """Ours, by `train` with its defaults."""
     given = kind.ours(strength, data.d_sae) | more
     return train(
-        data.x_ND, data.d_sae, **given, steps=data.steps, batch_size=BATCH, seed=seed,
+        data.x_ND, data.d_sae, **given, steps=data.steps, batch_size=BATCH, lr=data.lr, seed=seed,
         normalize=False, progress=False,
     ).sae.exported()  # fmt: skip
 
@@ -213,7 +216,7 @@ def sae_lens(kind: Kind, data: Data, strength: float, seed: int, *, scheduled: b
     state = {name: t for name, t in mine.new_sae(start).state_dict().items()
              if name in dict(sae.named_parameters())}  # fmt: skip
     sae.load_state_dict(state, strict=False)
-    lr, schedule = usual_lr(BATCH, data.x_ND.shape[1]), {}
+    lr, schedule = data.lr or usual_lr(BATCH, data.x_ND.shape[1]), {}
     if scheduled:
         schedule["lr_warm_up_steps"] = round(mine.lr_warmup * data.steps)
         schedule["lr_decay_steps"] = round(mine.lr_decay * data.steps)
@@ -285,7 +288,12 @@ def one(data: Data, kind: str, tool: str, strength: float | None, seed: int) -> 
     figures = measured(sae, data, data.k if how.of_batch else None)
     single = {"single_rows": measured(sae, data, None)} if how.of_batch else {}
     return {"data": data.name, "kind": kind, "tool": tool, "strength": strength, "seed": seed,
-            "steps": data.steps, "seconds": seconds} | figures | single  # fmt: skip
+            "steps": data.steps, "lr": data.lr, "seconds": seconds} | figures | single  # fmt: skip
+
+
+def is_of(data: Data | None, run: dict) -> bool:
+    """Whether a line of a log is a training on these data, with as many steps at this rate."""
+    return data is not None and (run["steps"], run["lr"]) == (data.steps, data.lr)
 
 
 FIGURES = ("explained_variance", "error", "dead", "recovered")
@@ -346,6 +354,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kind", choices=KINDS, action="append", help="default: all")
     parser.add_argument("--tool", choices=TOOLS | EXTRA, action="append", help="default: installed")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--steps", type=int, help="of each training; default: the data set's own")
+    parser.add_argument("--lr", type=float, help="of all tools; default: our default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="20 steps, one seed: does it run?")
     parser.add_argument("--log", type=Path, help="a line for each training; goes on from there")
@@ -355,9 +365,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     installed = [t for t in TOOLS if t == "saelearn" or machine.version("sae-lens")]
     names = arguments.data or list(DATA)
     made = {name: DATA[name](arguments.quick) for name in names}
+    changed = {n: v for n in ("steps", "lr") if (v := getattr(arguments, n))}
+    made = {name: replace(data, **changed) for name, data in made.items()}
     runs, log = [], arguments.log
     if log and log.exists():
-        runs = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+        lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+        runs = [line for line in lines if is_of(made.get(line["data"]), line)]
     wanted = trainings(names, arguments.kind or KINDS, arguments.tool or installed,
                        1 if arguments.quick else arguments.seeds)  # fmt: skip
     key = ("data", "kind", "tool", "strength", "seed")
@@ -372,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(runs[-1]) + "\n")
     k_of = {name: data.k for name, data in made.items()}
-    rows = summary([run for run in runs if run["data"] in made], k_of)
+    rows = summary(runs, k_of)
     print(json.dumps({"machine": machine.describe(), "results": rows}))
 
 

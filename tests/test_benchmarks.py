@@ -134,6 +134,9 @@ def test_architectures_are_trained_and_go_on_from_their_log(capsys, tmp_path):
     architectures.main(given)
     assert printed(capsys)["results"] == first["results"]
     assert log.read_text("utf-8").splitlines() == lines
+    architectures.main([*given, "--kind", "topk", "--steps", "5", "--lr", "0.001"])
+    (other,) = log.read_text("utf-8").splitlines()[len(lines) :]  # one of the log is another
+    assert json.loads(other)["steps"] == 5 and json.loads(other)["lr"] == 0.001
 
 
 def test_figures_are_compared_at_equal_l0():
