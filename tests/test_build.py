@@ -23,7 +23,7 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     for name, value in (small | {"SEEDS": (0,), "REPRESENTED": 0.0}).items():
         monkeypatch.setattr(controls, name, value)
     small = {"D_SAE": 32, "STEPS": 2, "BATCH_SIZE": 128, "SEEDS": (0,), "DOCUMENTS": 40}
-    small |= {"HELD_OUT": 12, "SPLICED": 4, "TRANSCODER_DOCUMENTS": 40, "AT": 4}
+    small |= {"HELD_OUT": 12, "SPLICED": 4, "TRANSCODER_DOCUMENTS": 40, "AT": 4, "TUNED": ()}
     for name, value in (small | {"TRANSCODER": {"d_sae": 16, "steps": 2}}).items():
         monkeypatch.setattr(beyond, name, value)
     for name in ("HELD_OUT", "FOURGRAM", "SAE", "PROBE"):
