@@ -9,7 +9,7 @@ from saelearn import artifacts, tiny
 from saelearn.errors import Refusal
 from saelearn.lm import LM
 from saelearn.sae import TopK
-from saelearn.tiny import build, controls, dial, pretrain, shipped
+from saelearn.tiny import build, controls, dial, monitors, pretrain, shipped
 
 
 def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
@@ -22,6 +22,7 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     small = {"D_SAE": 16, "K": 2, "DOCUMENTS": 40, "HELD_OUT": 12, "STEPS": 2, "TEXTS": 2}
     for name, value in (small | {"SEEDS": (0,), "REPRESENTED": 0.0}).items():
         monkeypatch.setattr(controls, name, value)
+    monkeypatch.setattr(monitors, "REGIMES", {})
     for name in ("HELD_OUT", "FOURGRAM", "SAE", "PROBE"):
         monkeypatch.setattr(build, f"{name}_DOCUMENTS", 40)
 
@@ -42,6 +43,7 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     assert len(dial.load_sweep()) == 1
     for kind, scores in controls.scores().items():
         assert controls.load_control(kind).d_sae == 16 and len(scores) == 1
+    assert monitors.regime_numbers() == {}
 
 
 def test_seeds_are_tried_until_the_site_holds_what_was_said(monkeypatch, capsys):
