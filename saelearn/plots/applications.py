@@ -52,7 +52,6 @@ def rows(
 
     Args:
         values: name -> a value for each seed.
-        xlabel: what they are.
         ours: names in the colour of features.
         mark: where a vertical line stands.
     """
