@@ -9,7 +9,7 @@ from saelearn import artifacts, tiny
 from saelearn.errors import Refusal
 from saelearn.lm import LM
 from saelearn.sae import TopK
-from saelearn.tiny import beyond, build, controls, dial, pretrain, shipped
+from saelearn.tiny import beyond, build, controls, dial, monitors, pretrain, shipped
 
 
 def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
@@ -26,6 +26,7 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     small |= {"HELD_OUT": 12, "SPLICED": 4, "TRANSCODER_DOCUMENTS": 40, "AT": 4, "TUNED": ()}
     for name, value in (small | {"TRANSCODER": {"d_sae": 16, "steps": 2}}).items():
         monkeypatch.setattr(beyond, name, value)
+    monkeypatch.setattr(monitors, "REGIMES", {})
     for name in ("HELD_OUT", "FOURGRAM", "SAE", "PROBE"):
         monkeypatch.setattr(build, f"{name}_DOCUMENTS", 40)
 
@@ -50,6 +51,7 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     for kind in (*beyond.KINDS, beyond.END_TO_END):
         assert beyond.load_kind(kind).d_sae == 32
     assert beyond.load_transcoder().d_sae == 16
+    assert monitors.regime_numbers() == {}
 
 
 def test_seeds_are_tried_until_the_site_holds_what_was_said(monkeypatch, capsys):

@@ -22,7 +22,7 @@ from saelearn.activations import collect
 from saelearn.errors import Refusal
 from saelearn.lm import LM, OURS
 from saelearn.sae import Squared, TopK
-from saelearn.tiny import beyond, controls, dial, pretrain, shipped
+from saelearn.tiny import beyond, controls, dial, monitors, pretrain, shipped
 from saelearn.train import train, usual_lr
 
 # pairs that only differ in what was said before: whoever tells them apart looked back
@@ -198,6 +198,11 @@ def build_beyond(root: Path) -> None:
     beyond.build(root / "beyond", root)
 
 
+def build_applications(root: Path) -> None:
+    """Probes on features and on activations, in four regimes."""
+    monitors.build(root / "applications", root)
+
+
 STEPS = {
     "lm": Step(build_lm, 10, "tokenizer, tiny language model, the same untrained"),
     "fourgrams": Step(build_fourgrams, 1, "every run of four words that the corpus writes"),
@@ -205,6 +210,7 @@ STEPS = {
     "probes": Step(build_probes, 1, "what a linear probe reads off the site"),
     "controls": Step(build_controls, 12, "SAEs of which half was never trained, and their scores"),
     "beyond": Step(build_beyond, 15, "architectures at equal L0, a transcoder, their scores"),
+    "applications": Step(build_applications, 3, "probes on features and on activations, compared"),
     "dial": Step(build_dial, 1, "the toy sweep behind the L1 dial"),
 }
 
