@@ -26,11 +26,15 @@ def norms(norm_LT: Mapping[str, ArrayLike], marked: Sequence[int]) -> Figure:
     """
     fig, ax = plt.subplots(figsize=(7.4, 3.4))
     shades = np.linspace(0.25, 1.0, len(norm_LT))
-    for (name, norm_T), shade in zip(norm_LT.items(), shades, strict=True):
-        norm_T = np.asarray(norm_T)
-        ax.plot(norm_T, color=DATA, alpha=shade, lw=1.2)
-        ax.text(len(norm_T), norm_T[-1], f" {name}", va="center", fontsize=9, color=DATA)
-    top = max(float(np.max(v)) for v in norm_LT.values())
+    at = 0.0  # labels apart by a quarter at least
+    ends = sorted(norm_LT, key=lambda name: float(np.asarray(norm_LT[name])[-1]))
+    for norm_T, shade in zip(norm_LT.values(), shades, strict=True):
+        ax.plot(np.asarray(norm_T), color=DATA, alpha=shade, lw=1.2)
+    for name in ends:
+        norm_T = np.asarray(norm_LT[name])
+        at = max(float(norm_T[-1]), 1.35 * at)
+        ax.text(len(norm_T), at, f" {name}", va="center", fontsize=9, color=DATA)
+    top = max(float(np.asarray(v).max()) for v in norm_LT.values())
     for position in marked:
         ax.plot(position, top * 1.5, "v", color=STEERED, ms=6)
     ax.set(yscale="log", xlabel="position in the text (tokens)", ylabel="length of the activation")
@@ -83,11 +87,11 @@ def doses(
     for ax, quantity in zip(axes, quantities, strict=True):
         for (name, values), colour in zip(measured.items(), (STEERED, CONTROL), strict=True):
             ax.plot(strengths, values[quantity], "o-", color=colour, ms=4)
-            ax.text(strengths[-1], values[quantity][-1], f" {name}", color=colour, fontsize=9,
-                    va="center")  # fmt: skip
-        for name, level in levels.items():
+            if ax is axes[0]:
+                ax.text(strengths[-1], values[quantity][-1], f" {name}", fontsize=9, va="center")
+        for x, (name, level) in zip(strengths, levels.items(), strict=False):
             ax.axhline(level[quantity], color=DATA, lw=1, ls=":")
-            ax.text(strengths[0], level[quantity], name, fontsize=8, va="bottom", color=DATA)
+            ax.text(x, level[quantity], name, fontsize=8, va="bottom", color=DATA)
         ax.set(xlabel="strength (typical norms of the site)", ylabel=quantity)
         ax.margins(x=0.28)
     return fig

@@ -1,0 +1,58 @@
+"""What the learner writes in lesson 13 equals what the library does."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saelearn import metrics
+from saelearn.real import labels
+
+LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "13_real_models.ipynb"
+
+
+@pytest.fixture(scope="module")
+def lesson() -> dict[str, Any]:
+    """The lesson's functions, without the rest of its cells."""
+    names: dict[str, Any] = {"torch": torch, "metrics": metrics}
+    for cell in json.loads(LESSON.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            body = ast.parse("".join(cell["source"])).body
+            kept = [n for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+            exec(compile(ast.Module(kept, []), LESSON.name, "exec"), names)
+    return names
+
+
+def test_rows_that_are_kept_are_those_that_a_harvest_keeps(lesson):
+    """Special tokens by id, and giants by the median of what is left."""
+    draw = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(200, 8, generator=draw)
+    tokens_N = torch.randint(20, (200,), generator=draw)
+    x_ND[tokens_N == 3] *= 100
+    x_ND[:4] *= 50
+    norm_N = x_ND.norm(dim=1)
+    right_N = (tokens_N != 3) & (norm_N <= 10 * norm_N[tokens_N != 3].median())
+    assert torch.equal(lesson["keep"](x_ND, tokens_N, [3], 10.0), right_N)
+
+
+def test_the_words_of_a_label_are_the_librarys(lesson):
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        words_N = torch.randint(50, (2_000,), generator=draw)
+        fires_N = torch.rand(2_000, generator=draw) < torch.rand(50, generator=draw)[words_N] ** 4
+        mine, library = lesson["label_words"](words_N, fires_N), labels.words(words_N, fires_N)
+        scores = [
+            metrics.f1(torch.isin(words_N, torch.tensor(ids))[:, None], fires_N[:, None])
+            for ids in (mine, library)
+        ]
+        assert scores[0] == scores[1]
+
+
+def test_the_interval_is_the_librarys(lesson):
+    for hits, n in ((0, 4), (3, 7), (90, 100)):
+        assert lesson["interval"](hits, n) == pytest.approx(labels.interval(hits, n))
