@@ -515,7 +515,7 @@ def test_several_sites_take_one_pass_up_to_the_last(lm: LM) -> None:
 @pytest.mark.parametrize("wrong", [2.5, 2.0, True, "2", None, -1, float("nan")])
 def test_counts_are_whole_numbers(tmp_path: Path, wrong: object) -> None:
     lm = make("gpt2")
-    for name in ("batch_size", "skip"):
+    for name in ("pass_size", "skip"):
         with pytest.raises(Refusal, match=name):
             collect(lm, TOKENS, SITE, **{name: wrong})
     for name in ("batch_size", "pass_size", "skip", "seed"):
