@@ -157,8 +157,17 @@ def _streams(lm: LM, docs: list[Document]) -> Tensor:
     return torch.cat([lm.capture(p, [shipped.SITE])[shipped.SITE] for p in tokens_NT.split(250)])
 
 
-def heroes(lm: LM, seed: int, n: int = 1_000) -> tuple[Tensor, list[str], Tensor]:
-    """The first animal of each of `n` stories: `x_ND` at its name, its class, whether in Korean."""
+def heroes(
+    lm: LM, seed: int, n: int = 1_000, *, later: int = 0
+) -> tuple[Tensor, list[str], Tensor]:
+    """The first animal of each of `n` stories: `x_ND` at its name, its class, whether in Korean.
+
+    Args:
+        lm: who reads.
+        seed: of the stories.
+        n: how many.
+        later: so many words after the name.
+    """
     words: dict[str, tuple[str, bool]] = {}
     for animal in world.ANIMALS.options:
         label = str(animal.traits["label"])
@@ -167,13 +176,13 @@ def heroes(lm: LM, seed: int, n: int = 1_000) -> tuple[Tensor, list[str], Tensor
     docs = list(documents(n, seed=seed, mix=Bag({registers.story: 1.0})))
     at = [doc.tokens.index("went") - 1 for doc in docs]
     told = [words[doc.tokens[t]] for doc, t in zip(docs, at, strict=True)]
-    x_ND = _streams(lm, docs)[torch.arange(n), torch.tensor(at)]
+    x_ND = _streams(lm, docs)[torch.arange(n), torch.tensor(at) + later]
     return x_ND, [label for label, _ in told], torch.tensor([korean for _, korean in told])
 
 
-def animals(lm: LM, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def animals(lm: LM, seed: int, *, later: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Dogs and birds: `x_ND`, whether a dog, whether in Korean; other animals' x, whether so."""
-    x_ND, kinds, korean_N = heroes(lm, seed)
+    x_ND, kinds, korean_N = heroes(lm, seed, later=later)
     mine_N = torch.tensor([kind in ("dog", "bird") for kind in kinds])
     dog_N = torch.tensor([kind == "dog" for kind in kinds])
     return x_ND[mine_N], dog_N[mine_N], korean_N[mine_N], x_ND[~mine_N], korean_N[~mine_N]

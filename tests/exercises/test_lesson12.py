@@ -213,7 +213,7 @@ def is_found(report, seed):
 def test_the_reference_finds_what_a_guess_does_not():
     """The lesson's own audit: at least 18 of 20 seeds; a random guess at most 4 of them."""
     assert len(flaws.every()) > 200
-    models = {seed: flaws.flawed(seed) for seed in range(20)}
+    models = {seed: flaws.flawed(seed) for seed in range(100, 120)}
     assert len({flaws.flaw_of(seed) for seed in models}) > 15
     assert sum(is_found(audit(lm), seed) for seed, lm in models.items()) >= 18
     for attempt in range(3):
