@@ -145,9 +145,16 @@ class Bench:
         self.bottoms["words"] = _by_frequency(self.tokens_NT, self.spliced_NT)
 
     def train(
-        self, kind: str, strength: float, seed: int, *, d_sae: int = D_SAE, steps: int = STEPS
+        self,
+        kind: str,
+        strength: float,
+        seed: int,
+        *,
+        d_sae: int | None = None,
+        steps: int | None = None,
     ) -> SAE:
-        """One of `KINDS` or `KINDS_ASIDE`, trained."""
+        """One of `KINDS` or `KINDS_ASIDE`, trained: `D_SAE` features, `STEPS` steps by default."""
+        d_sae, steps = d_sae or D_SAE, steps or STEPS
         given = (KINDS | KINDS_ASIDE)[kind](strength, d_sae)
         how = {"steps": steps, "seed": seed, "log_every": 250, "progress": False}
         how["lr"] = usual_lr(BATCH_SIZE, self.x_ND.shape[1])
