@@ -189,6 +189,9 @@ RIGHT = [
     (check.architecture, (ByLength,)),
     (check.architecture, (Halved,)),
     (check.architecture, (functools.partial(Faint, decoder_init_norm=0.5),)),
+    (check.predicted_left, (0.9, 0.85)),
+    (check.predicted_left, (torch.tensor([0.1]), 0.85)),
+    (check.predicted_left, (1, 0.85)),
 ]
 
 WRONG = [
@@ -265,4 +268,5 @@ WRONG = [
     (check.architecture, (Silent,), "0% of the features"),
     (check.architecture, (Transposed,), "has shape"),
     (check.architecture, (lambda d, f, seed: torch.zeros(d, f),), "stands on SAE"),
+    *unreadable(check.predicted_left, 1, 0.85),  # noqa: F405
 ]

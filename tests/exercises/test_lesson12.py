@@ -128,6 +128,9 @@ RIGHT = [
     (check.audit, (audit,)),
     (check.audit, (audit_by_surprise,)),
     (check.audit, (lambda lm: audit(lm) | {"share": np.float64(audit(lm)["share"])},)),
+    (check.predicted_area, (0.9, 0.02)),
+    (check.predicted_area, (torch.tensor([0.1]), 0.02)),
+    (check.predicted_area, (1, 0.02)),
 ]
 
 WRONG = [
@@ -199,6 +202,7 @@ WRONG = [
         "acts as something else",
     ),
     (check.audit, (repairs,), "model was changed"),
+    *unreadable(check.predicted_area, 1, 0.02),  # noqa: F405
 ]
 
 
