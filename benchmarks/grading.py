@@ -55,14 +55,18 @@ def measure(lesson: Path, students: int, workers: int) -> dict:
             limits=Limits(cell=600, check=600, total=6_000),
         )  # fmt: skip
         seconds, used = time.perf_counter() - started, _processor() - before
-    full = [each for i, each in enumerate(graded) if i % 10 < 6]
+    full = [
+        mark
+        for i, each in enumerate(graded) if i % 10 < 6
+        for mark in each.marks if not mark.title.startswith("Question")  # a teacher reads these
+    ]  # fmt: skip
     return {
         "lesson": lesson.stem,
         "students": len(graded),
         "workers": workers,
         "seconds": round(seconds, 1),
         "processor_seconds": round(used, 1),
-        "all_answered_got_all": all(each.earned == each.points for each in full),
+        "all_answered_got_all": all(mark.earned == mark.points for mark in full),
     }
 
 
