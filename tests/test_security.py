@@ -11,7 +11,7 @@ PAGE = (ROOT / "SECURITY.md").read_text("utf-8")
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
-def tests_in(file: str) -> set[str]:
+def named_in(file: str) -> set[str]:
     """Names of its tests, defined or assigned."""
     found = set()
     for node in ast.parse((ROOT / file).read_text("utf-8")).body:
@@ -30,9 +30,9 @@ def test_every_promise_names_a_test_that_is_there():
         named = NAMED.findall(row)
         assert named, f"no test is named: {row}"
         for file, name in named:
-            assert name in tests_in(file), f"{file} has no {name}"
+            assert name in named_in(file), f"{file} has no {name}"
 
 
 def test_one_that_is_gone_would_be_noticed():
-    assert "test_every_promise_names_a_test_that_is_there" in tests_in("tests/test_security.py")
-    assert "test_of_a_promise_that_nobody_wrote" not in tests_in("tests/test_security.py")
+    assert "test_every_promise_names_a_test_that_is_there" in named_in("tests/test_security.py")
+    assert "test_of_a_promise_that_nobody_wrote" not in named_in("tests/test_security.py")

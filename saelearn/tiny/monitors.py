@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from saelearn import artifacts, features
@@ -216,6 +214,8 @@ def worst_group(right_N: Tensor, label_N: Tensor, group_N: Tensor) -> float:
 
 def probe(x_ND: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
     """Weights `[D]` and centre `[D]` of a logistic regression (penalty 1, mean row length 1)."""
+    from sklearn.linear_model import LogisticRegression  # comes with the lab
+
     centre_D = x_ND.mean(0)
     unit = float((x_ND - centre_D).norm(dim=1).mean()) / x_ND.shape[1] ** 0.5
     fitted = LogisticRegression(max_iter=1_000).fit(((x_ND - centre_D) / unit).numpy(), y_N)
@@ -278,6 +278,8 @@ def _compete(
     recipe: tuple[int, int, float], draw: torch.Generator,
 ) -> list[float]:  # fmt: skip
     """AUROC of each of `PROBES` for one concept."""
+    from sklearn.metrics import roc_auc_score  # comes with the lab
+
     n_yes, n_no, wrong = recipe
     yes_P, no_P = learn_P[y_N[learn_P]], learn_P[~y_N[learn_P]]
     chosen = torch.cat([yes_P[torch.randperm(len(yes_P), generator=draw)[:n_yes]],
