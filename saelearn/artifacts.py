@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saelearn.errors import ArtifactError
+from saelearn.errors import ArtifactError, checked, whole
 
 
 def data_dir() -> Path:
@@ -48,6 +48,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@checked()
 def find(name: str) -> Path:
     """Path of the shipped file or folder `name` in data/, each of its files verified.
 
@@ -82,14 +83,14 @@ def write_manifest(root: Path) -> None:
 def replacing(target: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it onto `target` if the block succeeds.
 
-    A folder replaces a folder that holds nothing else than the new one, a file a file. If the
-    block raises, what it wrote is removed and `target` stays as it was.
+    A folder replaces a folder that holds nothing else than the new one, a file a file; of a link,
+    what it leads to. If the block raises, what it wrote is removed and `target` stays as it was.
 
     Raises:
         ArtifactError: the system could not write (full disk, no permission), or a folder with
             files of somebody else would be lost.
     """
-    target = Path(os.path.abspath(target))  # "." has no name
+    target = Path(os.path.realpath(target))  # "." has no name; a link goes on leading there
     scratch = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -266,6 +267,7 @@ def _unpacked(archive: zipfile.ZipFile, name: str) -> int:
     return prod(shape) * dtype.itemsize
 
 
+@checked(size=whole(0))
 def check_room(size: int) -> None:
     """Refuse to read more bytes than the machine has memory for.
 

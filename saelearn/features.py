@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from saelearn.activations import Activations
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import Refusal, check_range, checked, number, whole
 from saelearn.lm import LM, warn_if_others
 from saelearn.metrics import best_f1, effective_number
 from saelearn.sae import SAE
 
 
 @torch.no_grad()
+@checked(batch_size=whole(1))
 def encode(sae: SAE, x_ND: Tensor | Activations, *, batch_size: int = 16_384) -> Tensor:
     """Features `f_NF` of many rows, in pieces (4 N F bytes).
 
@@ -51,6 +52,7 @@ class Context:
 _MARGIN = 8  # tokens beside a cut: characters that it goes through begin and end in them
 
 
+@checked(k=whole(1), window=whole(0), quantile=number(0, 1))
 def contexts(
     f_N: Tensor, source: Activations, lm: LM, *, k: int = 8, window: int = 8, quantile: float = 1.0
 ) -> list[Context]:
@@ -64,7 +66,6 @@ def contexts(
             fires. The strongest examples alone flatter a label. Peaks equal to four digits
             stay in the order of their documents.
     """
-    check_range(quantile, "quantile", 0.0, 1.0)
     places_NT = source.places_NT
     if f_N.shape != (int(places_NT.sum()),):
         raise Refusal(f"one activation a row, [{int(places_NT.sum())}]", str(f_N.shape))
@@ -103,6 +104,7 @@ class LogitEffect(NamedTuple):
     lowered: list[tuple[str, float]]
 
 
+@checked(k=whole(1))
 def logit_effect(
     lm: LM,
     site: str,
@@ -142,6 +144,7 @@ def logit_effect(
     return LogitEffect(effect_V, raised, lowered)
 
 
+@checked()
 def effective_registers(f_NF: Tensor, register_N: Tensor) -> Tensor:
     """Over how many registers each feature's activation mass spreads, `[F]`, from 1 to R.
 
@@ -155,6 +158,7 @@ def effective_registers(f_NF: Tensor, register_N: Tensor) -> Tensor:
     return effective_number((mass_RF / rows_R[:, None]).T)  # per row, so that size does not count
 
 
+@checked(iterations=whole(1))
 def linear_probe(x_ND: Tensor, labels_NC: Tensor, *, iterations: int = 100) -> Tensor:
     """Scores `[N, C]` of one logistic regression for each concept, fitted on the first half.
 
@@ -186,6 +190,7 @@ def linear_probe(x_ND: Tensor, labels_NC: Tensor, *, iterations: int = 100) -> T
     return (z_ND @ W_DC + b_C).detach()
 
 
+@checked(n=whole(1), d=whole(1), seed=whole(0))
 def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
     """`n` random unit vectors, `[n, D]`: the control beside which a feature has to be better."""
     generator = torch.Generator().manual_seed(seed)
@@ -193,6 +198,7 @@ def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
     return directions / directions.norm(dim=1, keepdim=True)
 
 
+@checked(k=whole(1))
 def most_telling(scores_NS: Tensor, labels_NC: Tensor, k: int) -> Tensor:
     """For each concept the k candidates whose means differ most between its rows and the others.
 
@@ -210,6 +216,7 @@ def most_telling(scores_NS: Tensor, labels_NC: Tensor, k: int) -> Tensor:
     return apart_CS.topk(k).indices
 
 
+@checked(k=whole(1))
 def sparse_probe_f1(scores_NS: Tensor, labels_NC: Tensor, k: int) -> Tensor:
     """Held-out F1 of a probe that reads k candidates for each concept, `[C]`.
 

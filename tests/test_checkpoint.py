@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -238,6 +239,33 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
     assert tried
 
 
+@pytest.mark.parametrize("what", ["text", "link", "folder"])
+def test_a_file_of_the_locks_name_is_left_alone(what, tmp_path):
+    folder, precious = tmp_path / "mine", tmp_path / "precious.txt"
+    folder.mkdir()
+    precious.write_text("years of work")
+    lock = folder / checkpoint.LOCK
+    if what == "text":
+        lock.write_text("years of work")
+    elif what == "link":
+        lock.symlink_to(precious)
+    else:
+        lock.mkdir()
+    with pytest.raises(ArtifactError, match="not ours"):
+        run(checkpoint=folder)
+    assert precious.read_text() == "years of work"
+    assert what == "folder" or lock.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("where", ["file/run", "file", "file/deep/er"])
+def test_a_folder_that_cannot_be_made_is_refused_before_any_step(where, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    steps = []
+    with pytest.raises(ArtifactError, match="folder for checkpoints"):
+        run(checkpoint=tmp_path / where, callback=lambda record, _: steps.append(record))
+    assert not steps
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -308,6 +336,45 @@ def test_a_disk_that_is_full_keeps_the_one_before(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert checkpoint.load(tmp_path).record["step"] == 10
     assert equal(bits(run(checkpoint=tmp_path, checkpoint_every=10)), bits(run()))
+
+
+def full_from(nth: int, monkeypatch) -> list[int]:
+    """From its `nth` request on the disk takes nothing more, whoever asks; counts the requests."""
+    asked = [0]
+
+    def limited(function: Callable) -> Callable:
+        def wrapper(*args, **kwargs):
+            asked[0] += 1
+            if asked[0] >= nth:
+                raise OSError(28, "No space left on device")
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    for module, name in ((checkpoint, "save_file"), (os, "fsync"), (tempfile, "mkdtemp")):
+        monkeypatch.setattr(module, name, limited(getattr(module, name)))
+    return asked
+
+
+def test_a_disk_that_fills_at_any_of_twenty_moments(tmp_path, monkeypatch):
+    """The last good checkpoint stays, the message says what to do, and the run goes on from it."""
+    whole, went_on = bits(run()), 0
+    for moment in range(1, 21):
+        folder = tmp_path / str(moment)
+        with monkeypatch.context() as disk:
+            full_from(moment, disk)
+            with pytest.raises(ArtifactError, match="No space left") as caught:
+                run(checkpoint=folder, checkpoint_every=4)
+        assert "free some space" in str(caught.value)
+        stored = checkpoint.load(folder)
+        assert (stored.record["step"] if stored else None) == (
+            None if moment <= 3 else 4 * ((moment - 4) // 3)
+        )
+        assert not list(folder.glob(".latest*")), "what was half written is gone"
+        if moment % 5 == 0:
+            assert equal(bits(run(checkpoint=folder, checkpoint_every=4)), whole)
+            went_on += 1
+    assert went_on == 4
 
 
 def test_trees_are_taken_apart_and_put_together():
@@ -437,7 +504,8 @@ def killed_at_random(
 
 
 def check_kills(start: Callable, folder: Path, kills: int, **arguments) -> None:
-    arguments |= {"l1_coefficient": 3.0, "resample_at": (0.1, 0.3), "checkpoint_every": 3}
+    arguments |= {"resample_at": (0.1, 0.3), "checkpoint_every": 3}
+    arguments |= {} if "of" in arguments else {"l1_coefficient": 3.0}
     whole = run(**arguments)
     lives = killed_at_random(start, folder, kills, 0, arguments)
     assert equal(artifacts.read_tensors(folder / "out.safetensors"), bits(whole))
@@ -453,6 +521,13 @@ RUNS = [("tensor", "small", "dense"), ("store", "sparse", "screen"), ("stream", 
 @pytest.mark.parametrize(("kind", "shape", "plan"), RUNS)
 def test_kills_at_random_moments(kind, shape, plan, tmp_path):
     check_kills(Forked, tmp_path, 8, kind=kind, shape=shape, plan=plan, steps=350)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks a process with torch in it")
+@pytest.mark.parametrize("of", killed_run.KINDS)
+def test_twenty_kills_of_every_architecture(of, tmp_path):
+    check_kills(Forked, tmp_path, 20, of=of, steps=900)
 
 
 @pytest.mark.slow

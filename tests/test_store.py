@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from saelearn.activations import ActivationStore
+from saelearn.activations import ActivationStore, shards, verify
 from saelearn.activations.shards import DTYPES, Shards, Tokens, Writer, to_dtype
 from saelearn.errors import ArtifactError, Refusal
 from saelearn.train import batches, train
@@ -420,3 +420,53 @@ def test_an_index_of_other_types_is_refused_or_says_the_same(tmp_path: Path) -> 
         except Refusal:
             refused += 1
     assert refused > len(others) + len(changed) - 4 * len(others)  # few of these mean the same
+
+
+# --- one bit --------------------------------------------------------------------------------------
+
+
+def flip(path: Path, byte: int, bit: int) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[byte] ^= 1 << bit
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_one_flipped_bit_in_the_rows_is_found(tmp_path: Path, dtype: str) -> None:
+    """By reading and by `verify`, in any row, also where the number stays finite and near."""
+    folder = put(tmp_path / "s", numbered(500), dtype=dtype, shard_rows=200)
+    rng = np.random.default_rng(0)
+    for shard in range(3):
+        path = folder / f"shard_{shard:05d}.safetensors"
+        head = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+        for byte in {head, path.stat().st_size - 1, *rng.integers(head, path.stat().st_size, 5)}:
+            flip(path, byte, 0)  # the least that can change
+            with pytest.raises(ArtifactError, match=r"rows .* as they were written"):
+                verify(folder)
+            with pytest.raises(ArtifactError, match=path.name):
+                list(ActivationStore(folder, epochs=1))
+            flip(path, byte, 0)
+    verify(folder)
+
+
+def test_a_bit_is_found_in_any_block(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shards, "BLOCK_BYTES", 480)  # 20 rows of 8 bytes and 16 more
+    folder = put(tmp_path / "s", numbered(130), dtype="float32", shard_rows=70)
+    index = json.loads((folder / "index.json").read_text())
+    assert [len(shard["crc32"]) for shard in index["shards"]] == [4, 3]
+    path = folder / "shard_00001.safetensors"
+    for row in (0, 19, 20, 59):
+        flip(path, path.stat().st_size - 8 * (60 - row), 3)
+        with pytest.raises(ArtifactError, match=r"rows (0 to 20|20 to 40|40 to 60) of"):
+            verify(folder)
+        flip(path, path.stat().st_size - 8 * (60 - row), 3)
+
+
+def test_folders_without_checksums_are_read_as_before(tmp_path: Path) -> None:
+    folder = put(tmp_path / "s", numbered(80))
+    index = json.loads((folder / "index.json").read_text())
+    for shard in index["shards"]:
+        del shard["crc32"]
+    (folder / "index.json").write_text(json.dumps(index))
+    verify(folder)
+    assert len(torch.cat(list(ActivationStore(folder, epochs=1)))) == 80

@@ -15,6 +15,7 @@ from saelearn.activations.harvest import (
     stream,
 )
 from saelearn.activations.patching import patch_map, swap
+from saelearn.activations.shards import verify
 from saelearn.activations.source import write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
 
@@ -32,5 +33,6 @@ __all__ = [
     "splice",
     "stream",
     "swap",
+    "verify",
     "write",
 ]

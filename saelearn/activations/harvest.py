@@ -16,7 +16,7 @@ from torch import Tensor
 from saelearn.activations.shards import to_dtype
 from saelearn.activations.source import Leave, Rows, Source, write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
-from saelearn.errors import Refusal, check_whole
+from saelearn.errors import Refusal, brief, check_tensor, check_whole, checked, number, whole
 from saelearn.lm import LM, Batch, Edit, made_for
 from saelearn.metrics import ABLATIONS, LossRecovered, loss_recovered
 from saelearn.sae import SAE
@@ -53,6 +53,7 @@ class Activations:
         return late_T.expand(self.tokens_NT.shape)
 
 
+@checked()
 def chunk(lm: LM, text: str, *, length: int) -> Tensor:
     """A long text as documents `tokens_NT` of `length` tokens, opened by BOS if `lm.bos` says so.
 
@@ -73,6 +74,7 @@ def chunk(lm: LM, text: str, *, length: int) -> Tensor:
     return torch.cat([torch.full((n, 1), lm.tokenizer.bos_token_id), tokens_NT], dim=1)
 
 
+@checked(batch_size=whole(1), skip=whole(0), max_norm=number(1))
 def collect(
     lm: LM,
     tokens_NT: Tensor,
@@ -110,6 +112,7 @@ def collect(
     return found
 
 
+@checked(batch_size=whole(1), skip=whole(0), max_norm=number(1))
 def collect_all(
     lm: LM,
     tokens_NT: Tensor,
@@ -125,7 +128,8 @@ def collect_all(
     """As `collect`, for several sites: the model runs once, up to the last of them."""
     if isinstance(sites, str) or not sites:
         raise Refusal("a list of sites", repr(sites), "activations.collect takes one site")
-    check_whole(batch_size, "batch_size", 1)
+    for site in sites:
+        lm.find_site(site)  # refuses
     documents = tokens_NT if mask_NT is None else Batch(tokens_NT, mask_NT)
     leave = Leave(skip, tuple(leave_tokens), max_norm)
     source = Source(lm, documents, tuple(sites), leave, None, batch_size, progress)
@@ -145,6 +149,14 @@ def _on_cpu(rows: dict[str, Rows]) -> dict[str, Rows]:
     return {site: Rows(x_ND.float().cpu(), kept_BT) for site, (x_ND, kept_BT) in rows.items()}
 
 
+@checked(
+    memory_limit=whole(0),
+    batch_size=whole(1),
+    pass_size=whole(1),
+    padding=whole(0),
+    skip=whole(0),
+    seed=whole(0),
+)
 def gather(
     lm: LM,
     documents: Tensor | Batch | Iterable[Tensor | Batch],
@@ -199,6 +211,9 @@ def gather(
     return ActivationStore(folder, **how)
 
 
+@checked(
+    batch_size=whole(1), buffer_size=whole(1), skip=whole(0), max_norm=number(1), seed=whole(0)
+)
 def stream(
     lm: LM,
     documents: Iterable[Tensor | Batch],
@@ -225,6 +240,8 @@ def stream(
     """
     check_whole(batch_size, "batch_size", 1)
     check_whole(buffer_size, "buffer_size", 1)
+    if not isinstance(documents, Iterable):
+        raise Refusal("documents as batches of token ids", brief(documents))
     source = Source(lm, documents, (site,), Leave(skip, tuple(leave_tokens), max_norm))
     generator = torch.Generator().manual_seed(seed)
     waiting: list[Tensor] = []
@@ -262,6 +279,9 @@ def splice(sae: SAE, *, elsewhere: bool = False) -> Edit:
 def ablation(mean_D: Tensor | None) -> Edit:
     """An edit that replaces activations by their mean, or by zero if `mean_D` is None."""
 
+    if mean_D is not None:
+        check_tensor(mean_D, "mean_D", "D")
+
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
         value_D = torch.zeros_like(x_BTD[0, 0]) if mean_D is None else mean_D.to(x_BTD)
         return torch.where((positions_T > 0)[:, None], value_D.expand_as(x_BTD), x_BTD)
@@ -269,6 +289,7 @@ def ablation(mean_D: Tensor | None) -> Edit:
     return edit
 
 
+@checked(batch_size=whole(1))
 def measure_loss_recovered(
     lm: LM,
     sae: SAE,

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import zlib
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from saelearn.errors import ArtifactError, Refusal, check_activations, check_who
 FORMAT = "saelearn activations 1"
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # torch's name, safetensors'
 SHARD_BYTES = 2**28
+BLOCK_BYTES = 2**20  # read at a stretch: large enough for disks, small enough to mix
 _INDEX = "index.json"
 _AGAIN = "delete the folder and write it again"
 
@@ -48,6 +50,11 @@ class Tokens:
 
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def block_rows(d_in: int, dtype: torch.dtype) -> int:
+    """How many rows are read at a stretch, and have a checksum of their own."""
+    return max(1, BLOCK_BYTES // (d_in * dtype.itemsize + 16))  # 16: a row's place in an order
 
 
 def to_dtype(x_ND: Tensor, dtype: str) -> Tensor:
@@ -178,9 +185,12 @@ class Writer:
         self.reserve(self._held)
         with artifacts.replacing(path) as temporary, temporary.open("wb") as file:
             file.write(_header(self.dtype, (self._held, x_ND.shape[1])))
-            for part_N in torch.from_numpy(order_N).split(4_096):
-                file.write(x_ND[part_N].view(torch.uint8).numpy().data)
-        self.index["shards"].append({"rows": self._held, "mark": mark})
+            sums = []
+            for part_N in torch.from_numpy(order_N).split(block_rows(x_ND.shape[1], x_ND.dtype)):
+                part_ND = x_ND[part_N]
+                sums.append(_sum(part_ND))
+                file.write(part_ND.view(torch.uint8).numpy().data)
+        self.index["shards"].append({"rows": self._held, "mark": mark, "crc32": sums})
         artifacts.write_json(self.folder / _INDEX, self.index)
         self.last, self._held = mark, 0
 
@@ -195,6 +205,7 @@ class Shards:
         tokens: what became of the tokens that were read.
         settings: what the rows were made from.
         mark: the writer's last.
+        sums_S: of each shard the CRC-32 of each block of rows; () in folders of before there were.
     """
 
     folder: Path
@@ -203,6 +214,7 @@ class Shards:
     tokens: Tokens
     settings: dict
     mark: dict
+    sums_S: tuple[tuple[int, ...], ...]
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Shards:
@@ -221,7 +233,9 @@ class Shards:
         rows_S, tokens = tuple(s["rows"] for s in index["shards"]), index["tokens"]
         if sum(rows_S) != tokens["stored"]:
             raise ArtifactError(f"{tokens['stored']} rows in {folder}", str(sum(rows_S)), _AGAIN)
-        return cls(folder, rows_S, starts_S, Tokens(**tokens), index["settings"], index["mark"])
+        sums_S = tuple(tuple(shard.get("crc32", ())) for shard in index["shards"])
+        tokens = Tokens(**tokens)
+        return cls(folder, rows_S, starts_S, tokens, index["settings"], index["mark"], sums_S)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -245,13 +259,59 @@ class Shards:
                         raise OSError("the file ends too early")
         except OSError as error:
             raise ArtifactError(f"to read {path}", str(error), _AGAIN) from error
+        for first, out_ND in pieces:
+            self._compare(shard, first, out_ND)
         if broken := [out_ND for _, out_ND in pieces if not _finite(out_ND)]:
             check_activations(broken[0], name=f"activations in {path.name}")
+
+    def _compare(self, shard: int, first: int, x_ND: Tensor) -> None:
+        """Refuse rows, from the given one on, of which a whole block differs from its sum."""
+        size, n = block_rows(self.d_in, self.dtype), self.rows_S[shard]
+        for number, expected in enumerate(self.sums_S[shard]):
+            low, high = number * size - first, min((number + 1) * size, n) - first
+            if low < 0 or high > len(x_ND):
+                continue
+            if _sum(x_ND[low:high]) != expected:
+                path, rows = self.folder / _name(shard), f"{low + first:,} to {high + first:,}"
+                received = "others: the disk, or somebody, changed them"
+                raise ArtifactError(f"rows {rows} of {path} as they were written", received, _AGAIN)
+
+    def verify(self) -> None:
+        """Read everything once, and compare each row.
+
+        Raises:
+            ArtifactError: a bit of the rows is not as it was written.
+        """
+        size = block_rows(self.d_in, self.dtype)
+        room_ND = torch.empty(size, self.d_in, dtype=self.dtype)
+        for shard, n in enumerate(self.rows_S):
+            for first in range(0, n, size):
+                self.read(shard, [(first, room_ND[: min(size, n - first)])])
+
+
+def verify(folder: str | os.PathLike) -> None:
+    """Compare all rows of a folder that `write` made with their checksums.
+
+    Training compares what it reads at a stretch by itself, unless `memory_limit` is so small
+    (below 128 MiB) that it reads less than a block of 1 MiB.
+
+    Raises:
+        ArtifactError: a file is missing or cut short, or a bit is not as it was written.
+    """
+    Shards.open(folder).verify()
+
+
+def _sum(x_ND: Tensor) -> int:
+    return zlib.crc32(x_ND.contiguous().view(torch.uint8).numpy().data)
 
 
 def _finite(x_ND: Tensor) -> bool:
     """As `isfinite().all()`, several times faster: NaN and infinity get into the extremes."""
     return x_ND.numel() == 0 or all(map(math.isfinite, map(float, x_ND.aminmax())))
+
+
+def _dtype(settings: dict) -> torch.dtype:
+    return getattr(torch, settings["dtype"])
 
 
 def _name(number: int) -> str:
@@ -300,4 +360,8 @@ def _check_shards(folder: Path, index: dict) -> tuple[int, ...]:
             if file.read(len(header)) != header:
                 raise ArtifactError(expected, "another header than was written", _AGAIN)
         starts.append(len(header))
+        sums = shard.get("crc32", [])
+        blocks = math.ceil(shard["rows"] / block_rows(settings["d_in"], _dtype(settings)))
+        if not isinstance(sums, list) or len(sums) not in (0, blocks):
+            raise TypeError(f"crc32 {sums!r:.80}")
     return tuple(starts)

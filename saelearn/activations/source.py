@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saelearn.activations.shards import Tokens, Writer, to_dtype
-from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.errors import Refusal, check_range, check_whole, checked, number, whole
 from saelearn.lm import LM, Batch, checked_mask
 
 
@@ -202,6 +202,14 @@ def filling(tokens_BT: Tensor, padding: int | None, bos: int | None) -> Tensor:
     return behind_BT
 
 
+@checked(
+    pass_size=whole(1),
+    shard_rows=whole(1),
+    padding=whole(0),
+    skip=whole(0),
+    max_norm=number(1),
+    seed=whole(0),
+)
 def write(
     lm: LM,
     documents: Tensor | Batch | Iterable[Tensor | Batch],
@@ -262,10 +270,10 @@ def write(
     if isinstance(documents, Tensor | Batch):
         writer.reserve(int(source.kept(source.whole()).sum()) - writer.rows)
     digest, account, mark = hashlib.sha256(), Tokens(0, 0, 0, 0), {}
-    for number, batch in enumerate(itertools.chain([first], batches), 1):
+    for count, batch in enumerate(itertools.chain([first], batches), 1):
         _read(digest, batch, masked=padding is None)
-        mark = {"batches": number, "tokens_sha256": digest.hexdigest()}
-        stored, x_ND = _stored(source, batch, number, account.stored, writer.last)
+        mark = {"batches": count, "tokens_sha256": digest.hexdigest()}
+        stored, x_ND = _stored(source, batch, count, account.stored, writer.last)
         account += source.account(batch, stored)
         if max_norm is not None:
             mark["stored"] = account.stored

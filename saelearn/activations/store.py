@@ -24,10 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelearn.activations.shards import Shards
-from saelearn.errors import Refusal, check_activations, check_whole
+from saelearn.activations.shards import Shards, block_rows
+from saelearn.errors import Refusal, brief, check_activations, check_whole, checked, whole
 
-BLOCK_BYTES = 2**20  # read at a stretch: large enough for disks, small enough to mix
 READERS = 8  # shards that are read at once
 MEMORY_LIMIT = 2**30
 
@@ -69,6 +68,7 @@ class ActivationStore:
 
     finite = True
 
+    @checked(batch_size=whole(1), epochs=whole(0), seed=whole(0), memory_limit=whole(0))
     def __init__(
         self,
         data: Tensor | str | os.PathLike,
@@ -79,9 +79,10 @@ class ActivationStore:
         drop_last: bool = False,
         memory_limit: int = MEMORY_LIMIT,
     ):
-        self.batch_size = check_whole(batch_size, "batch_size", 1)
-        self.seed, self.drop_last = check_whole(seed, "seed", 0), drop_last
-        self.epochs = epochs if epochs is None else check_whole(epochs, "epochs", 0)
+        if not isinstance(data, Tensor | str | os.PathLike):
+            raise Refusal("activations x_ND, or the folder of some", brief(data))
+        self.batch_size, self.epochs = batch_size, epochs
+        self.seed, self.drop_last = seed, drop_last
         self._x_ND = _checked(data) if isinstance(data, Tensor) else None
         self._shards = None if isinstance(data, Tensor) else Shards.open(data)
         source = self._shards or data
@@ -146,7 +147,7 @@ class ActivationStore:
         self.windows, block = 1, self.rows
         if self._shards and self.rows * row_bytes > memory_limit:
             window = memory_limit // (2 * row_bytes)
-            block = max(1, min(BLOCK_BYTES // row_bytes, window // 64))
+            block = max(1, min(block_rows(self.d_in, self.dtype), window // 64))
             if window - block < self.batch_size:
                 raise Refusal(
                     "a memory_limit of two windows, each of more than a batch",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saelearn import artifacts
-from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.errors import Refusal, check_flag, check_range, check_series, check_whole
 from saelearn.lm import belonging, hooks, loading, scoring, sites, visits, writes
 from saelearn.lm.documents import Alignment, Batch, align
 from saelearn.lm.hooks import Edit
@@ -164,6 +164,7 @@ class LM(Reader):
         """
         if isinstance(sites, str):
             raise Refusal("a list of sites", f"the string {sites!r}", f"[{sites!r}]")
+        check_series(sites, "sites", least=1)
         found: dict[str, Tensor] = {}
 
         def keep(site: str) -> Edit:
@@ -238,7 +239,7 @@ class LM(Reader):
         """
         if not isinstance(prompts, Batch):
             prompts = self.tokenize_all(prompts)
-        eos = self._eos() if stop_at_eos else ()
+        eos = self._eos() if check_flag(stop_at_eos, "stop_at_eos") else ()
         sampler = Sampler(max_new_tokens, temperature=temperature, seed=seed, eos=eos)
         return self._generate(prompts, n, edits, sampler)
 
@@ -348,7 +349,10 @@ class LM(Reader):
 
     @contextlib.contextmanager
     def _alone(self, documents: Alignment, gradients: bool) -> Iterator[None]:
-        with torch.set_grad_enabled(gradients), hooks.alone(self.model, documents.mask_BT):
+        with (
+            torch.set_grad_enabled(check_flag(gradients, "gradients")),
+            hooks.alone(self.model, documents.mask_BT),
+        ):
             yield
 
     def _run(

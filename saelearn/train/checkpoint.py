@@ -214,9 +214,9 @@ class Keeper:
         if not self.writes:
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / LOCK, blocking=False)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(_unwritten(self.folder / LOCK), blocking=False)
             lock.acquire()  # the system lets it go when the process ends, however it ends
         except Timeout as error:
             raise Refusal(
@@ -224,10 +224,27 @@ class Keeper:
                 "one that a running process holds",
                 "wait for its end, or choose another folder",
             ) from error
+        except ArtifactError:
+            raise
+        except OSError as error:
+            raise ArtifactError(
+                f"a folder for checkpoints that can be made and written: {self.folder}",
+                f"{type(error).__name__}: {error}",
+                "choose a folder of your own, on a disk with room",
+            ) from error
         with lock:
             for scratch in self.folder.glob(f".{LATEST}.*"):
                 shutil.rmtree(scratch, ignore_errors=True)
             yield
+
+
+def _unwritten(path: Path) -> Path:
+    """The path of a lock, if it is free or a lock: taking one empties the file that is there."""
+    if path.is_symlink() or (path.exists() and not (path.is_file() and not path.stat().st_size)):
+        what = "a link" if path.is_symlink() else "a file or folder of somebody else's"
+        remedy = "choose another folder for checkpoints, or move it away"
+        raise ArtifactError(f"no {path.name} in {path.parent} that is not ours", what, remedy)
+    return path
 
 
 def environment() -> dict[str, Any]:

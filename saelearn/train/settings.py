@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.errors import Refusal, check_flag, check_range, check_series, check_whole
 from saelearn.sae import CENTERS, L1, SAE, Objective, Squared
 from saelearn.train.resampling import resampling_steps
 from saelearn.train.update import l1_factor, lr_factor
@@ -58,9 +59,11 @@ class Settings:
                 check_range(getattr(self, name), name, 0.0)
         for name in ("lr_warmup", "lr_decay", "l1_warmup"):
             check_range(getattr(self, name), name, 0.0, 1.0)
-        if not (isinstance(self.clip_norm, float | int) and self.clip_norm > 0):
-            raise Refusal("clip_norm above 0 (math.inf clips nothing)", repr(self.clip_norm))
-        for share in self.resample_at:
+        for name in ("normalize", "compile"):
+            check_flag(getattr(self, name), name)
+        if not (isinstance(self.clip_norm, float) and self.clip_norm == math.inf):
+            check_range(self.clip_norm, "clip_norm (math.inf clips nothing)", 1e-30)
+        for share in check_series(self.resample_at, "resample_at"):
             if not 0 < check_range(share, "each of resample_at", 0.0, 1.0) < 1:
                 raise Refusal("shares of the steps between 0 and 1 in resample_at", repr(share))
         for name, known in (("center", CENTERS), ("precision", PRECISIONS)):
