@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saelearn.errors import ArtifactError
+from saelearn.errors import ArtifactError, checked, whole
 
 
 def data_dir() -> Path:
@@ -48,6 +48,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@checked()
 def find(name: str) -> Path:
     """Path of the shipped file or folder `name` in data/, each of its files verified.
 
@@ -266,6 +267,7 @@ def _unpacked(archive: zipfile.ZipFile, name: str) -> int:
     return prod(shape) * dtype.itemsize
 
 
+@checked(size=whole(0))
 def check_room(size: int) -> None:
     """Refuse to read more bytes than the machine has memory for.
 

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from saelearn.activations import Activations
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import (
+    Refusal,
+    check_activations,
+    check_pieces,
+    check_range,
+    check_whole,
+    check_width,
+    checked,
+    number,
+    whole,
+)
 from saelearn.lm import LM, warn_if_others
 from saelearn.metrics import BestF1, best_f1, cosine_matrix, effective_number
 from saelearn.sae import SAE
@@ -24,6 +34,7 @@ ABSORBED, ALIKE = 0.4, 0.025  # least share of the probe's reading; least cosine
 
 
 @torch.no_grad()
+@checked(batch_size=whole(1))
 def encode(sae: SAE, x_ND: Tensor | Activations, *, batch_size: int = 16_384) -> Tensor:
     """Features `f_NF` of many rows, in pieces (4 N F bytes).
 
@@ -77,7 +88,7 @@ class Firings:
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """Each feature's largest activations and their rows, `[F, k]`; 0 and -1 if it has fewer."""
-        check_range(k, "k", 1)
+        check_whole(k, "k", 1)
         n_features = len(self.starts_F) - 1
         value_Fk, row_Fk = torch.zeros(n_features, k), torch.full((n_features, k), -1)
         for feature, (a, b) in enumerate(pairwise(self.starts_F.tolist())):
@@ -112,6 +123,7 @@ class Firings:
         return best
 
 
+@checked()
 @torch.no_grad()
 def search(sae: SAE, x: Tensor | Activations | Iterable[Tensor]) -> Firings:
     """Where each feature fires: as `encode`, without N F numbers in memory.
@@ -124,7 +136,8 @@ def search(sae: SAE, x: Tensor | Activations | Iterable[Tensor]) -> Firings:
         warn_if_others(sae.metadata, x.about)
         x = x.x_ND
     at_once, rows, parts = max(1, AT_ONCE // sae.d_sae), 0, []
-    for piece_BD in [x] if isinstance(x, Tensor) else x:
+    for piece_BD in [x] if isinstance(x, Tensor) else check_pieces(x, "rows of activations"):
+        check_activations(piece_BD, sae.d_in)
         for x_BD in piece_BD.split(at_once):
             f_BF = sae.encode(x_BD.to(sae.W_dec)).cpu()
             row_E, feature_E = f_BF.nonzero(as_tuple=True)
@@ -158,6 +171,7 @@ class Context:
 _MARGIN = 8  # tokens beside a cut: characters that it goes through begin and end in them
 
 
+@checked(k=whole(1), window=whole(0), quantile=number(0, 1))
 def contexts(
     f_N: Tensor, source: Activations, lm: LM, *, k: int = 8, window: int = 8, quantile: float = 1.0
 ) -> list[Context]:
@@ -171,7 +185,6 @@ def contexts(
             fires. The strongest examples alone flatter a label. Peaks equal to four digits
             stay in the order of their documents.
     """
-    check_range(quantile, "quantile", 0.0, 1.0)
     places_NT = source.places_NT
     if f_N.shape != (int(places_NT.sum()),):
         raise Refusal(f"one activation a row, [{int(places_NT.sum())}]", str(f_N.shape))
@@ -210,6 +223,7 @@ class LogitEffect(NamedTuple):
     lowered: list[tuple[str, float]]
 
 
+@checked(k=whole(1))
 def logit_effect(
     lm: LM,
     site: str,
@@ -231,6 +245,7 @@ def logit_effect(
     """
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        check_width(direction_D, x_BTD.shape[-1], name="direction_D")
         return x_BTD + (positions_T > 0)[:, None] * direction_D.to(x_BTD)
 
     pushed_NTV, plain_NTV = (
@@ -249,6 +264,7 @@ def logit_effect(
     return LogitEffect(effect_V, raised, lowered)
 
 
+@checked()
 def effective_registers(f_NF: Tensor, register_N: Tensor) -> Tensor:
     """Over how many registers each feature's activation mass spreads, `[F]`, from 1 to R.
 
@@ -262,6 +278,7 @@ def effective_registers(f_NF: Tensor, register_N: Tensor) -> Tensor:
     return effective_number((mass_RF / rows_R[:, None]).T)  # per row, so that size does not count
 
 
+@checked(iterations=whole(1))
 def linear_probe(x_ND: Tensor, labels_NC: Tensor, *, iterations: int = 100) -> Tensor:
     """Scores `[N, C]` of one logistic regression for each concept, fitted on the first half.
 
@@ -293,6 +310,7 @@ def linear_probe(x_ND: Tensor, labels_NC: Tensor, *, iterations: int = 100) -> T
     return (z_ND @ W_DC + b_C).detach()
 
 
+@checked(n=whole(1), d=whole(1), seed=whole(0))
 def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
     """`n` random unit vectors, `[n, D]`: the control beside which a feature has to be better."""
     generator = torch.Generator().manual_seed(seed)
@@ -300,6 +318,7 @@ def random_directions(n: int, d: int, *, seed: int = 0) -> Tensor:
     return directions / directions.norm(dim=1, keepdim=True)
 
 
+@checked(k=whole(1))
 def most_telling(scores_NS: Tensor, labels_NC: Tensor, k: int) -> Tensor:
     """For each concept the k candidates whose means differ most between its rows and the others.
 
@@ -317,6 +336,7 @@ def most_telling(scores_NS: Tensor, labels_NC: Tensor, k: int) -> Tensor:
     return apart_CS.topk(k).indices
 
 
+@checked(k=whole(1))
 def sparse_probe_f1(scores_NS: Tensor, labels_NC: Tensor, k: int) -> Tensor:
     """Held-out F1 of a probe that reads k candidates for each concept, `[C]`.
 
@@ -338,6 +358,7 @@ def sparse_probe_f1(scores_NS: Tensor, labels_NC: Tensor, k: int) -> Tensor:
     return torch.stack(f1_C)
 
 
+@checked()
 @torch.no_grad()
 def absorption(
     f_NF: Tensor, W_dec_FD: Tensor, x_ND: Tensor, holds_N: Tensor, reads_N: Tensor
@@ -355,7 +376,7 @@ def absorption(
         holds_N: where the concept holds.
         reads_N: a linear probe's score for it, above 0 where it says yes (`linear_probe`).
     """
-    half, holds_N = len(x_ND) // 2, holds_N.bool()
+    half = len(x_ND) // 2
     probe_D = probe_direction(x_ND, reads_N)
     right_N = (reads_N > 0) & holds_N
     right_N[:half] = False
@@ -370,6 +391,7 @@ def absorption(
     return float(stands_in_N.sum()) / int(right_N.sum())
 
 
+@checked(most=whole(1), gain=number(0, 1))
 def main_features(
     f_NF: Tensor, holds_N: Tensor, *, most: int = 12, gain: float = 0.03
 ) -> list[int]:
@@ -388,6 +410,7 @@ def main_features(
     return chosen
 
 
+@checked()
 def probe_direction(x_ND: Tensor, reads_N: Tensor) -> Tensor:
     """The unit direction in x along which a linear score rises."""
     centred_ND = x_ND - x_ND.mean(0)

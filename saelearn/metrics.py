@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import Refusal, check_choice, check_tensor, checked, number, whole
 
 ABLATIONS = ("zero", "mean")
 
@@ -23,22 +23,26 @@ def _exact(x: Tensor) -> Tensor:
     return x.detach().cpu().double()
 
 
+@checked()
 def l0(f_NF: Tensor) -> float:
     """Mean number of active features (f > 0) in a row."""
     return float((f_NF > 0).sum()) / (f_NF.numel() // f_NF.shape[-1])
 
 
+@checked()
 def firing_frequency(f_NF: Tensor) -> Tensor:
     """Share of rows in which each feature is active, `[F]`."""
     return (f_NF > 0).sum(0).cpu().double() / len(f_NF)
 
 
+@checked()
 def dead_fraction(f_NF: Tensor) -> float:
     """Share of features that are active in none of the N rows (report N with it)."""
     return float((~(f_NF > 0).any(0)).sum()) / f_NF.shape[-1]
 
 
 @torch.no_grad()
+@checked()
 def explained_variance(x_ND: Tensor, x_hat_ND: Tensor) -> float:
     """1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, the mean being a vector over the rows.
 
@@ -54,6 +58,7 @@ def explained_variance(x_ND: Tensor, x_hat_ND: Tensor) -> float:
 
 
 @torch.no_grad()
+@checked()
 def shrinkage(x_ND: Tensor, x_hat_ND: Tensor) -> float:
     """gamma = mean ||x_hat||^2 / mean <x, x_hat>: 1 without shrinkage, below 1 if too short.
 
@@ -80,6 +85,7 @@ class LossRecovered(NamedTuple):
     kl: float | None = None
 
 
+@checked(clean=number(), spliced=number(), ablated=number(), kl=number())
 def loss_recovered(
     clean: float, spliced: float, ablated: float, *, ablation: str, kl: float | None = None
 ) -> LossRecovered:
@@ -88,14 +94,14 @@ def loss_recovered(
     On a residual stream the mean can be a worse ablation than zero, so the value says nothing
     without its name.
     """
-    if ablation not in ABLATIONS:
-        raise Refusal(f"ablation as one of {', '.join(ABLATIONS)}", repr(ablation))
+    check_choice(ablation, "ablation", ABLATIONS)
     if ablated == clean:
         raise Refusal("an ablation that changes the loss", "no change", "ablate another site")
     value = (ablated - spliced) / (ablated - clean)
     return LossRecovered(value, ablation, clean, spliced, ablated, kl)
 
 
+@checked()
 def cosine_matrix(a_FD: Tensor, b_GD: Tensor) -> Tensor:
     """Cosines between all rows of `a` and all rows of `b`, `[F, G]`; rows of zeros give 0."""
     a_FD = a_FD / a_FD.norm(dim=1, keepdim=True).clamp(min=1e-12)
@@ -118,6 +124,7 @@ class Recovery(NamedTuple):
 
 
 @torch.no_grad()
+@checked(threshold=number(-1, 1))
 def recovery(W_dec_FD: Tensor, true_GD: Tensor, *, threshold: float = 0.9) -> Recovery:
     """Compare decoder rows with the planted directions (or with another SAE's rows).
 
@@ -136,11 +143,13 @@ def recovery(W_dec_FD: Tensor, true_GD: Tensor, *, threshold: float = 0.9) -> Re
 
 
 @torch.no_grad()
+@checked()
 def encoder_decoder_cosine(W_enc_DF: Tensor, W_dec_FD: Tensor) -> Tensor:
     """Cosine between what each feature looks for and what it writes, `[F]`."""
     return torch.cosine_similarity(W_enc_DF.T, W_dec_FD, dim=1)
 
 
+@checked()
 def surprise(logits_TV: Tensor, tokens_T: Tensor) -> Tensor:
     """Nats of tokens 1 to T - 1 of one text, `[T - 1]`, each given all tokens before it.
 
@@ -156,7 +165,7 @@ def effective_number(mass: Tensor) -> Tensor:
     With a neuron's activation mass per register it says over how many registers the neuron
     spreads (Hill's number of order 1, 1973). Rows without mass give 1.
     """
-    mass = _exact(mass)
+    mass = _exact(check_tensor(mass, "mass", "...C"))
     share = mass / mass.sum(-1, keepdim=True).clamp(min=1e-300)
     return torch.exp(-torch.special.xlogy(share, share).sum(-1))
 
@@ -175,6 +184,7 @@ class BestF1(NamedTuple):
 
 
 @torch.no_grad()
+@checked(n_thresholds=whole(1, 255))
 def best_f1(
     scores_NS: Tensor, labels_NC: Tensor, *, n_thresholds: int = 24, both_signs: bool = False
 ) -> BestF1:
@@ -191,12 +201,8 @@ def best_f1(
         both_signs: let a candidate also fire when it is low: fair to directions, which have no
             sign of their own.
     """
-    if len(scores_NS) != len(labels_NC) or len(scores_NS) < 4:
-        raise Refusal(
-            "scores [N, S] and labels [N, C] with the same N of 4 or more",
-            f"{tuple(scores_NS.shape)} and {tuple(labels_NC.shape)}",
-        )
-    check_range(n_thresholds, "n_thresholds", 1)
+    if len(scores_NS) < 4:
+        raise Refusal("4 rows or more, halves to choose and to score on", f"{len(scores_NS)}")
     if both_signs:
         scores_NS = torch.cat([scores_NS, -scores_NS], dim=1)
     half = len(scores_NS) // 2
@@ -248,6 +254,7 @@ def _thresholds(scores_NS: Tensor, n: int) -> Tensor:
     return torch.from_numpy(sorted_SN[:, index.numpy()]).to(scores_NS)
 
 
+@checked()
 def f1(fires_NC: Tensor, labels_NC: Tensor) -> Tensor:
     """F1 = 2 hits / (fired + held) of each bool column; 0 if nothing fired or held."""
     hits_C = (fires_NC & labels_NC).sum(0).double()
@@ -255,6 +262,7 @@ def f1(fires_NC: Tensor, labels_NC: Tensor) -> Tensor:
     return 2 * hits_C / total_C.clamp(min=1)
 
 
+@checked()
 def token_identity_f1(tokens_N: Tensor, labels_NC: Tensor) -> Tensor:
     """F1 of the best rule "the concept holds at these words", `[C]`: a baseline for features.
 

@@ -8,7 +8,6 @@ that they mean the same at every site and in every model. Shapes: B batch, T pos
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,11 @@ from saelearn.errors import (
     check_named,
     check_range,
     check_series,
+    check_whole,
     check_width,
+    checked,
+    number,
+    whole,
 )
 from saelearn.lm import LM, Edit, made_for
 from saelearn.sae import SAE
@@ -31,6 +34,7 @@ from saelearn.sae import SAE
 EVERYWHERE = range(1, 2**31)  # all positions but the first, which is `<doc>`
 
 
+@checked()
 def typical_norm(x_ND: Tensor) -> float:
     """Mean length of the activations after their mean is subtracted: the unit of strength."""
     return float((x_ND - x_ND.mean(0)).norm(dim=1).mean())
@@ -41,6 +45,7 @@ def _at(positions: range, positions_T: Tensor) -> Tensor:
     return inside_T[:, None]
 
 
+@checked(amount=number())
 def add(direction_D: Tensor, amount: float, *, positions: range = EVERYWHERE) -> Edit:
     """x + amount * direction / ||direction||, at the given positions of the document.
 
@@ -66,6 +71,7 @@ def add(direction_D: Tensor, amount: float, *, positions: range = EVERYWHERE) ->
     return edit
 
 
+@checked(value=number())
 def clamp(sae: SAE, feature: int, value: float, *, positions: range = EVERYWHERE) -> Edit:
     """Set one feature to `value`: x + (value - f_i(x)) W_dec_i.
 
@@ -86,6 +92,7 @@ def clamp(sae: SAE, feature: int, value: float, *, positions: range = EVERYWHERE
     return made_for(edit, sae.metadata)
 
 
+@checked()
 def ablate(sae: SAE, features: Sequence[int], *, positions: range = EVERYWHERE) -> Edit:
     """Take features out: x - sum_i f_i(x) W_dec_i, the rest of x as it is."""
     _check_feature(sae, features)
@@ -102,8 +109,10 @@ def ablate(sae: SAE, features: Sequence[int], *, positions: range = EVERYWHERE) 
 
 def _check_feature(sae: SAE, features: Sequence[int]) -> None:
     for i in features:
-        if not hasattr(i, "__index__") or not 0 <= operator.index(i) < sae.d_sae:
-            raise Refusal(f"features from 0 to {sae.d_sae - 1}", repr(i))
+        try:
+            check_whole(i, "a feature", 0, sae.d_sae - 1)
+        except Refusal:
+            raise Refusal(f"features from 0 to {sae.d_sae - 1}", brief(i)) from None
 
 
 def _check_number(value: float, name: str) -> None:
@@ -117,9 +126,10 @@ def _check_number(value: float, name: str) -> None:
 
 def _check_positions(positions: range) -> None:
     if not isinstance(positions, range) or positions.step != 1:
-        raise Refusal("positions as a range in steps of 1", repr(positions), "range(1, 9)")
+        raise Refusal("positions as a range in steps of 1", brief(positions), "range(1, 9)")
 
 
+@checked()
 def difference_of_means(x_ND: Tensor, labels_N: Tensor) -> Tensor:
     """Mean of the rows where a concept holds, less the mean of the others, `[D]`.
 
@@ -139,6 +149,7 @@ class DoseResponse:
     measured: dict[str, dict[str, list[float]]]
 
 
+@checked(unit=number(1e-30), n=whole(1), max_new_tokens=whole(1), seed=whole(0))
 def dose_response(
     lm: LM,
     site: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import NamedTuple
 
 import pytest
@@ -406,9 +407,14 @@ def test_nothing_remembers_how_it_was_computed_unless_asked(lm: LM) -> None:
 # --- threads --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_threads", [2, 4])
-def test_threads_with_different_pushes_do_not_disturb_each_other(lm: LM, n_threads: int) -> None:
-    """Each writes and captures what it would alone, to the bit."""
+@pytest.mark.parametrize(
+    ("n_threads", "seconds"),
+    [(2, 0), (4, 0), *(pytest.param(n, 60, marks=pytest.mark.slow) for n in (2, 4))],
+)
+def test_threads_with_different_pushes_do_not_disturb_each_other(
+    lm: LM, n_threads: int, seconds: int
+) -> None:
+    """Each writes and captures what it would alone, to the bit; six times, and for so long."""
     site, other = lm.residual_sites()[:2]
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(n_threads, WIDTH, generator=generator)
@@ -431,8 +437,9 @@ def test_threads_with_different_pushes_do_not_disturb_each_other(lm: LM, n_threa
     def repeat(i: int) -> None:
         start.wait()
         try:
-            for _ in range(6):
-                found = work(i)
+            begun, times = time.monotonic(), 0
+            while times < 6 or time.monotonic() - begun < seconds:
+                found, times = work(i), times + 1
                 wrong.extend(
                     i for a, b in zip(found, alone[i], strict=True) if not torch.equal(a, b)
                 )
@@ -443,7 +450,7 @@ def test_threads_with_different_pushes_do_not_disturb_each_other(lm: LM, n_threa
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(100)
+        thread.join(100 + seconds)
     assert not wrong and not any(thread.is_alive() for thread in threads)
     assert not torch.equal(alone[0][0], alone[1][0])
 

@@ -245,3 +245,16 @@ def test_doses_that_cannot_be_measured_are_refused(wrong):
     assert found.measured == {"a": {"rate": [0.0, 0.0]}}
     with pytest.raises(Refusal):
         steer.dose_response(lm, "site", **right | wrong)
+
+
+@pytest.mark.parametrize("wrong", [3, None, "abc", {"a": "b"}, {"a": object()}, {"a": [[1], 2]}])
+@pytest.mark.parametrize(
+    "draw", [autoencoders.maps, inside.detectors, training.histories, steering.bars]
+)
+def test_what_cannot_be_drawn_is_refused_and_leaves_no_half_figure(draw, wrong):
+    before = plt.get_fignums()
+    keywords = {"ylabel": "y"} if draw is training.histories else {}
+    keywords |= {"xlabel": "x"} if draw is steering.bars else {}
+    with pytest.raises(Refusal):
+        draw(wrong, **keywords)
+    assert plt.get_fignums() == before

@@ -280,8 +280,8 @@ def test_a_perfect_detector_is_found_and_scores_1() -> None:
 
 
 def test_unlike_lengths_are_refused() -> None:
-    for n, m in ((10, 9), (3, 3)):
-        with pytest.raises(Refusal, match="same N"):
+    for n, m, said in ((10, 9, "same N"), (3, 3, "4 rows")):
+        with pytest.raises(Refusal, match=said):
             metrics.best_f1(torch.zeros(n, 2), torch.zeros(m, 2, dtype=torch.bool))
 
 

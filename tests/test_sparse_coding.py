@@ -285,7 +285,7 @@ def test_batches_repeat_with_the_seed():
 
 def test_refusals(problem):
     x_BD, W_FD, _ = problem
-    with pytest.raises(Refusal, match="as wide as"):
+    with pytest.raises(Refusal, match="same D"):
         sparse_coding.fista(x_BD[:, :5], W_FD, L1)
     with pytest.raises(Refusal, match="l1_coefficient"):
         sparse_coding.ista(x_BD, W_FD, -1.0)

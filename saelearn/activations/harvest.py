@@ -16,7 +16,7 @@ from torch import Tensor
 from saelearn.activations.shards import to_dtype
 from saelearn.activations.source import Leave, Rows, Source, write
 from saelearn.activations.store import MEMORY_LIMIT, ActivationStore
-from saelearn.errors import Refusal
+from saelearn.errors import Refusal, check_choice, check_tensor, check_width, checked, number, whole
 from saelearn.lm import LM, Batch, Edit, made_for
 from saelearn.metrics import ABLATIONS, LossRecovered, loss_recovered
 from saelearn.sae import SAE
@@ -53,6 +53,7 @@ class Activations:
         return late_T.expand(self.tokens_NT.shape)
 
 
+@checked(pass_size=whole(1), skip=whole(0), max_norm=number(1))
 def collect(
     lm: LM,
     tokens_NT: Tensor,
@@ -93,6 +94,7 @@ def collect(
     return found
 
 
+@checked(pass_size=whole(1), skip=whole(0), max_norm=number(1))
 def collect_all(
     lm: LM,
     tokens_NT: Tensor,
@@ -106,13 +108,15 @@ def collect_all(
     progress: bool = False,
 ) -> dict[str, Activations]:
     """As `collect`, for several sites: the model runs once, up to the last of them."""
-    if isinstance(sites, str) or not sites:
-        raise Refusal("a list of sites", repr(sites), "activations.collect takes one site")
+    if not len(sites):
+        raise Refusal("a list of sites", "an empty one", "activations.collect takes one site")
+    for site in sites:
+        lm.find_site(site)  # refuses
     documents = tokens_NT if mask_NT is None else Batch(tokens_NT, mask_NT)
     leave = Leave(skip, tuple(leave_tokens), max_norm)
     source = Source(lm, documents, tuple(sites), leave, None, pass_size, progress)
     parts = [_on_cpu(source.rows(batch)) for batch in source]
-    whole = mask_NT is None and not leave_tokens and max_norm is None
+    whole = mask_NT is None and not leave.tokens and max_norm is None
     found = {}
     for site in source.sites:
         rows = [part.pop(site) for part in parts]
@@ -127,6 +131,14 @@ def _on_cpu(rows: dict[str, Rows]) -> dict[str, Rows]:
     return {site: Rows(x_ND.float().cpu(), kept_BT) for site, (x_ND, kept_BT) in rows.items()}
 
 
+@checked(
+    memory_limit=whole(0),
+    batch_size=whole(1),
+    pass_size=whole(1),
+    padding=whole(0),
+    skip=whole(0),
+    seed=whole(0),
+)
 def gather(
     lm: LM,
     documents: Tensor | Batch | Iterable[Tensor | Batch],
@@ -205,13 +217,19 @@ def splice(sae: SAE, *, elsewhere: bool = False) -> Edit:
 def ablation(mean_D: Tensor | None) -> Edit:
     """An edit that replaces activations by their mean, or by zero if `mean_D` is None."""
 
+    if mean_D is not None:
+        check_tensor(mean_D, "mean_D", "D")
+
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        if mean_D is not None:
+            check_width(mean_D, x_BTD.shape[-1], name="mean_D")
         value_D = torch.zeros_like(x_BTD[0, 0]) if mean_D is None else mean_D.to(x_BTD)
         return torch.where((positions_T > 0)[:, None], value_D.expand_as(x_BTD), x_BTD)
 
     return edit
 
 
+@checked(pass_size=whole(1))
 def measure_loss_recovered(
     lm: LM,
     sae: SAE,
@@ -231,8 +249,7 @@ def measure_loss_recovered(
         mask_NT: true where a token stands, if documents are filled up; None: everywhere.
         pass_size: documents in one pass, at most: fewer where their logits would not fit.
     """
-    if ablation_name not in ABLATIONS:
-        raise Refusal(f"ablation_name as one of {', '.join(ABLATIONS)}", repr(ablation_name))
+    check_choice(ablation_name, "ablation_name", ABLATIONS)
     mean_D = None
     if ablation_name == "mean":
         mean_D = collect(lm, tokens_NT, site, mask_NT=mask_NT, pass_size=pass_size).x_ND.mean(0)

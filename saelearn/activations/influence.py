@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saelearn.errors import Refusal
+from saelearn.errors import Refusal, check_whole, check_width, checked, whole
 from saelearn.lm import LM
 
 
+@checked(position=whole(0))
 def slopes(
     lm: LM, tokens_T: Tensor, source: str, reader: str, directions_JO: Tensor, position: int
 ) -> Tensor:
@@ -28,6 +29,7 @@ def slopes(
         directions_JO: what is read.
         position: where it is read.
     """
+    check_whole(position, "position", 0, len(tokens_T) - 1)
     seen = {}
 
     def begin(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
@@ -35,6 +37,7 @@ def slopes(
         return seen["source"]
 
     def end(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        check_width(directions_JO, x_BTD.shape[-1], name="directions_JO")
         seen["reader"] = x_BTD
         return x_BTD
 
@@ -50,6 +53,7 @@ def slopes(
     return torch.stack(gradients).detach()
 
 
+@checked(position=whole(0))
 @torch.no_grad()
 def readings(
     lm: LM,
@@ -67,9 +71,13 @@ def readings(
         changes_SD: what is added to the source's activation.
         at_S: at which position.
     """
+    check_whole(position, "position", 0, len(tokens_T) - 1)
+    if at_S.dtype != torch.long or not 0 <= int(at_S.min()) <= int(at_S.max()) < len(tokens_T):
+        raise Refusal(f"positions at_S from 0 to {len(tokens_T) - 1}", str(at_S.tolist()))
     seen = {}
 
     def change(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
+        check_width(changes_SD, x_BTD.shape[-1], name="changes_SD")
         return x_BTD.index_put((torch.arange(len(at_S)), at_S), changes_SD, accumulate=True)
 
     def end(x_BTD: Tensor, positions_T: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelearn.errors import checked
 from saelearn.lm import LM
 
 
@@ -23,6 +24,7 @@ def swap(model: nn.Module, module: nn.Module, x: Tensor, edit: Callable[[Any], A
         handle.remove()
 
 
+@checked()
 def patch_map(
     lm: LM,
     donor_BT: Tensor,

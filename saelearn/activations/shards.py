@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from saelearn import artifacts
-from saelearn.errors import ArtifactError, Refusal, check_activations, check_whole
+from saelearn.errors import ArtifactError, Refusal, check_activations, check_choice, check_whole
 
 FORMAT = "saelearn activations 1"
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # torch's name, safetensors'
@@ -68,8 +68,7 @@ def to_dtype(x_ND: Tensor, dtype: str) -> Tensor:
     Raises:
         Refusal: NaN, infinity, or more than the dtype can hold (65,504 in float16).
     """
-    if dtype not in DTYPES:
-        raise Refusal(f"dtype as one of {', '.join(DTYPES)}", repr(dtype))
+    check_choice(dtype, "dtype", DTYPES)
     stored_ND = x_ND.to(getattr(torch, dtype))
     if not _finite(stored_ND):
         check_activations(x_ND)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saelearn.activations.shards import ShardWriter, Tokens, part_folder, to_dtype
-from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.errors import Refusal, check_pieces, check_range, check_whole, checked, number, whole
 from saelearn.lm import LM, Batch, checked_mask
 
 
@@ -79,6 +79,7 @@ class Source:
 
     def __post_init__(self) -> None:
         check_whole(self.pass_size, "pass_size", 1)
+        check_pieces(self.documents, "documents")
         if isinstance(self.documents, Tensor | Batch):
             self._masked(self.documents, 1 + self.leave.first)
 
@@ -265,6 +266,14 @@ def write(
     return account
 
 
+@checked(
+    pass_size=whole(1),
+    shard_rows=whole(1),
+    padding=whole(0),
+    skip=whole(0),
+    max_norm=number(1),
+    seed=whole(0),
+)
 def write_all(
     lm: LM,
     documents: Tensor | Batch | Iterable[Tensor | Batch],
@@ -288,8 +297,8 @@ def write_all(
     if (first := next(batches, None)) is None:
         raise Refusal("documents", "none", "tokenize some text first; or fewer parts")
     settings = {"model": fingerprint(lm), "skip": skip, "padding": padding}
-    if leave_tokens or max_norm is not None:  # else as in the folders of before
-        settings |= {"leave_tokens": list(leave_tokens), "max_norm": max_norm}
+    if leave.tokens or max_norm is not None:  # else as in the folders of before
+        settings |= {"leave_tokens": list(leave.tokens), "max_norm": max_norm}
     settings |= {} if part is None else {"part": [i, n]}
     books = []
     for site, d_in in source.widths(first).items():
@@ -302,10 +311,10 @@ def write_all(
         if isinstance(documents, Tensor | Batch):
             writer.reserve(int(source.kept(source.whole()).sum()) // n - writer.rows)
     digest, mark = hashlib.sha256(), {}
-    for number, batch in enumerate(itertools.chain([first], batches), 1):
+    for n_batches, batch in enumerate(itertools.chain([first], batches), 1):
         read_into(digest, batch, masked=padding is None)
-        mark = {"batches": number, "tokens_sha256": digest.hexdigest()}
-        wanted = [book.site for book in books if book.wants(batch, number)]
+        mark = {"batches": n_batches, "tokens_sha256": digest.hexdigest()}
+        wanted = [book.site for book in books if book.wants(batch, n_batches)]
         rows = source.rows(batch, wanted) if wanted else {}
         for book in books:
             book.take(batch, mark, rows.get(book.site))

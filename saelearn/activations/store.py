@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from saelearn.activations.shards import Shards, block_rows
-from saelearn.errors import Refusal, check_activations, check_whole
+from saelearn.errors import Refusal, brief, check_activations, check_whole, checked, whole
 
 READERS = 8  # shards that are read at once
 MEMORY_LIMIT = 2**30
@@ -71,6 +71,7 @@ class ActivationStore:
 
     finite = True
 
+    @checked(batch_size=whole(1), epochs=whole(0), seed=whole(0), memory_limit=whole(0))
     def __init__(
         self,
         data: Tensor | str | os.PathLike | Sequence[str | os.PathLike],
@@ -82,12 +83,10 @@ class ActivationStore:
         memory_limit: int = MEMORY_LIMIT,
         about: Mapping[str, Any] | None = None,
     ):
-        self.batch_size = check_whole(batch_size, "batch_size", 1)
-        self.seed, self.drop_last = check_whole(seed, "seed", 0), drop_last
-        self.epochs = epochs if epochs is None else check_whole(epochs, "epochs", 0)
+        self.batch_size, self.epochs = batch_size, epochs
+        self.seed, self.drop_last = seed, drop_last
         self._x_ND = _checked(data) if isinstance(data, Tensor) else None
-        folders = [data] if isinstance(data, str | os.PathLike) else data
-        self._shards = None if isinstance(data, Tensor) else Shards.open(*folders)
+        self._shards = None if isinstance(data, Tensor) else Shards.open(*_folders(data))
         self.about = dict(self._shards.about if about is None and self._shards else about or {})
         source = self._shards or data
         self.tokens = self._shards and self._shards.tokens
@@ -249,6 +248,16 @@ class ActivationStore:
                     pieces, held = [], 0
             if window.last:
                 pieces, held = [], 0
+
+
+def _folders(data: Any) -> list[str | os.PathLike]:
+    folders = [data] if isinstance(data, str | os.PathLike) else data
+    if not isinstance(folders, list | tuple) or not folders:
+        raise Refusal("activations x_ND, or the folder of some", brief(data))
+    for folder in folders:
+        if not isinstance(folder, str | os.PathLike):
+            raise Refusal("the path of each folder", brief(folder))
+    return list(folders)
 
 
 def _checked(x_ND: Tensor) -> Tensor:

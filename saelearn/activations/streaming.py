@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from saelearn.activations.source import Leave, Source, fingerprint, read_into
-from saelearn.errors import Refusal, check_whole
+from saelearn.errors import Refusal, check_pieces, checked, number, whole
 from saelearn.lm import LM, Batch
 
 
+@checked(
+    batch_size=whole(1), buffer_size=whole(1), skip=whole(0), max_norm=number(1), seed=whole(0)
+)
 def stream(
     lm: LM,
     documents: Iterable[Tensor | Batch],
@@ -47,12 +50,9 @@ def stream(
         buffer_size: rows that are mixed.
         skip, leave_tokens, max_norm: as for `collect`.
     """
-    check_whole(batch_size, "batch_size", 1)
-    check_whole(buffer_size, "buffer_size", 1)
+    check_pieces(documents, "documents")
     source = Source(lm, documents, (site,), Leave(skip, tuple(leave_tokens), max_norm))
-    return Stream(
-        source, batch_size, max(1, buffer_size // batch_size), check_whole(seed, "seed", 0)
-    )
+    return Stream(source, batch_size, max(1, buffer_size // batch_size), seed)
 
 
 class _Start(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelearn.errors import ArtifactError, Refusal, check_whole
+from saelearn.errors import ArtifactError, Refusal, brief, check_pieces, check_whole, checked, whole
 from saelearn.lm import LM
 
 SUFFIXES = (".jsonl", ".txt")
@@ -25,6 +25,7 @@ Text = str | os.PathLike | Iterable[str]
 """A text; or the path of a file or folder; or the texts of documents, one after the other."""
 
 
+@checked(length=whole(1))
 def chunk(lm: LM, text: Text, *, length: int) -> Tensor:
     """A long text as documents `tokens_NT` of `length` tokens, opened by BOS if `lm.bos` says so.
 
@@ -54,6 +55,7 @@ def chunk(lm: LM, text: Text, *, length: int) -> Tensor:
     return tokens_NT
 
 
+@checked(length=whole(1), batch_size=whole(1))
 def chunks(lm: LM, text: Text, *, length: int, batch_size: int = 128) -> Iterator[Tensor]:
     """As `chunk`, in batches `tokens_BT`: for `write`, `stream`, `gather`; of text without end.
 
@@ -61,7 +63,6 @@ def chunks(lm: LM, text: Text, *, length: int, batch_size: int = 128) -> Iterato
         lm, text, length: as for `chunk`.
         batch_size: B; the last batch may be smaller.
     """
-    check_whole(batch_size, "batch_size", 1)
     size = check_whole(length, "length", 1 + lm.bos) - lm.bos
     return _batches(lm, _documents(text), size, size * batch_size)
 
@@ -114,16 +115,16 @@ def _documents(text: Text) -> Iterator[Iterable[str]]:
     elif isinstance(text, os.PathLike):
         for path in _files(Path(text)):
             yield from _lines(path) if path.suffix == ".jsonl" else [_read(path)]
-    elif isinstance(text, Iterable) and not isinstance(text, bytes | Tensor):
-        for document in text:
-            yield [_checked(document)]
+    elif isinstance(text, bytes | Tensor):
+        raise Refusal("a text, a path, or texts", brief(text))
     else:
-        raise Refusal("a text, a path, or texts", type(text).__name__)
+        for document in check_pieces(text, "a text, a path, or texts"):
+            yield [_checked(document)]
 
 
 def _checked(document: Any) -> str:
     if not isinstance(document, str):
-        raise Refusal("a text as each document", type(document).__name__)
+        raise Refusal("a text as each document", brief(document))
     return document
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saelearn.corpus.grammar import Bag, Writer
 from saelearn.corpus.registers import REGISTERS
-from saelearn.errors import Refusal
+from saelearn.errors import Refusal, check_tensor, checked, whole
 
 LENGTH = 64  # tokens in a document, `<doc>` included
 BOS = "<doc>"
@@ -46,6 +46,7 @@ class Document:
         return " ".join(self.tokens)
 
 
+@checked(index=whole(0), seed=whole(0), length=whole(1))
 def document(
     index: int, *, seed: int = TRAIN, length: int = LENGTH, mix: Bag[Register] = MIX
 ) -> Document:
@@ -59,6 +60,7 @@ def document(
     return Document(writer.tokens[:length], writer.concepts[:length], writer.nats[:length])
 
 
+@checked(n=whole(0), seed=whole(0), start=whole(0))
 def documents(
     n: int, *, seed: int = TRAIN, start: int = 0, mix: Bag[Register] = MIX
 ) -> Iterator[Document]:
@@ -82,12 +84,14 @@ def encode(docs: Sequence[Document] | Iterator[Document], vocabulary: dict[str, 
         ) from None
 
 
+@checked(n=whole(1))
 def vocabulary(n: int = 20_000) -> list[str]:
     """Every word of the corpus, frequent ones first, with `<doc>` and `<unk>` at 0 and 1."""
     counts = Counter(word for doc in documents(n) for word in doc.tokens if word != BOS)
     return [BOS, UNKNOWN, *(w for w, _ in sorted(counts.items(), key=lambda c: (-c[1], c[0])))]
 
 
+@checked(n=whole(1), minimum=whole(1))
 @lru_cache(maxsize=2)
 def concept_names(n: int = 4_000, minimum: int = 50) -> tuple[str, ...]:
     """Concepts that hold at `minimum` or more tokens of `n` documents, in alphabetical order.
@@ -122,6 +126,7 @@ def labels(docs: Sequence[Document], names: Sequence[str]) -> Tensor:
     return torch.from_numpy(out)
 
 
+@checked(n=whole(1), seed=whole(0))
 def entropy_bound(n: int = 20_000, *, seed: int = HELD_OUT) -> float:
     """Nats per predicted token of somebody who knows the grammar: no model does better on average.
 
@@ -133,6 +138,7 @@ def entropy_bound(n: int = 20_000, *, seed: int = HELD_OUT) -> float:
     return float(nats.mean())
 
 
+@checked(n_words=whole(1))
 def fourgrams(tokens_NT: Tensor, n_words: int) -> Tensor:
     """Each run of four tokens as one number `[N, T - 3]`, int64, base `n_words`."""
     code_NT = tokens_NT[:, :-3]
@@ -142,8 +148,10 @@ def fourgrams(tokens_NT: Tensor, n_words: int) -> Tensor:
     return code_NT
 
 
+@checked(n_words=whole(1))
 def validity(tokens_NT: Tensor, known: Tensor, n_words: int) -> float:
     """Share of the 4-grams of `tokens_NT` that occur in the corpus (`known`, sorted, int64)."""
+    check_tensor(known, "known", "K")
     codes = fourgrams(tokens_NT, n_words).flatten()
     at = torch.searchsorted(known, codes).clamp(max=len(known) - 1)
     return float((known[at] == codes).double().mean())

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from saelearn.errors import Refusal
+from saelearn.errors import Refusal, brief
 
 TINY = "tiny"
 OURS = "saelearn/tiny"
@@ -36,7 +36,7 @@ def load(name: str | Path, source: str | Path, *, device: str, dtype: str) -> tu
             tensors are missing, or there is no such device or dtype.
     """
     if str(dtype).removeprefix("torch.") not in _DTYPES:
-        raise Refusal(f"dtype as one of {', '.join(_DTYPES)}", repr(dtype))
+        raise Refusal(f"dtype as one of {', '.join(_DTYPES)}", brief(dtype))
     _check_device(device)
     # trust_remote_code=None would ask on a terminal, and run what the folder brings on a "y"
     how = {"trust_remote_code": False}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saelearn import artifacts
-from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.errors import Refusal, check_flag, check_named, check_range, check_series, check_whole
 from saelearn.lm import belonging, hooks, loading, scoring, sites, visits, writes
 from saelearn.lm.documents import Alignment, Batch, align
 from saelearn.lm.hooks import Edit
@@ -166,6 +166,7 @@ class LM(Reader):
         """
         if isinstance(sites, str):
             raise Refusal("a list of sites", f"the string {sites!r}", f"[{sites!r}]")
+        check_series(sites, "sites", least=1)
         found: dict[str, Tensor] = {}
 
         def keep(site: str) -> Edit:
@@ -240,7 +241,7 @@ class LM(Reader):
         """
         if not isinstance(prompts, Batch):
             prompts = self.tokenize_all(prompts)
-        eos = self._eos() if stop_at_eos else ()
+        eos = self._eos() if check_flag(stop_at_eos, "stop_at_eos") else ()
         sampler = Sampler(max_new_tokens, temperature=temperature, seed=seed, eos=eos)
         return self._generate(prompts, n, edits, sampler)
 
@@ -262,7 +263,7 @@ class LM(Reader):
         if n > 1:
             tokens_NT = tokens_NT.repeat(n, 1)
             mask_NT = None if mask_NT is None else mask_NT.repeat(n, 1)
-        with torch.no_grad(), hooks.alone(self.model), self.editing(edits or {}):
+        with torch.no_grad(), hooks.alone(self.model), self.editing({} if edits is None else edits):
             return sampler.run(self.model, tokens_NT, mask_NT)
 
     # --- sites ------------------------------------------------------------------------------------
@@ -281,6 +282,7 @@ class LM(Reader):
         Raises:
             Refusal: no such site, or one that no pass in the block ran through.
         """
+        check_named(edits, "edits")
         places = {site: writes.find(self.model, site) for site in edits}  # refuse before hooking
         for site, edit in edits.items():
             self.warn_if_misplaced(site, getattr(edit, "belongs", {}))
@@ -350,7 +352,10 @@ class LM(Reader):
 
     @contextlib.contextmanager
     def _alone(self, documents: Alignment, gradients: bool) -> Iterator[None]:
-        with torch.set_grad_enabled(gradients), hooks.alone(self.model, documents.mask_BT):
+        with (
+            torch.set_grad_enabled(check_flag(gradients, "gradients")),
+            hooks.alone(self.model, documents.mask_BT),
+        ):
             yield
 
     def _run(
@@ -362,7 +367,7 @@ class LM(Reader):
         **given: Any,
     ) -> Any:
         """The model's own output for documents at the left edge."""
-        with self._alone(documents, gradients), self.editing(edits or {}):
+        with self._alone(documents, gradients), self.editing({} if edits is None else edits):
             return self.model(documents.tokens_BT, **given)
 
     def _predictions(

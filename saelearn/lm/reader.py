@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelearn.errors import Refusal
+from saelearn.errors import Refusal, check_series
 from saelearn.lm import reading, text
 from saelearn.lm.documents import Batch, fill_up
 
@@ -56,8 +56,9 @@ class Reader:
 
     def tokenize_all(self, texts: Sequence[str], *, bos: bool | None = None) -> Batch:
         """Several texts as one batch: `tokens_BT`, and `mask_BT` where their tokens stand."""
-        if isinstance(texts, str) or not texts:
+        if isinstance(texts, str) or (isinstance(texts, list | tuple) and not texts):
             raise Refusal("a list of texts", repr(texts), "lm.tokenize takes one text")
+        texts = check_series(texts, "texts", least=1)
         bos = self.bos if bos is None else bos
         batch = fill_up([text.encode(self._tokenizer(), each, bos=bos) for each in texts], 0)
         return Batch(batch.tokens_BT.to(self.device), batch.mask_BT.to(self.device))

@@ -1,25 +1,50 @@
-"""Text on figures as it stands: nothing that somebody wrote is read as mathematics."""
+"""Text on figures as it stands: nothing that somebody wrote is read as mathematics.
+
+And what cannot be drawn is refused in words, for all figures in one place.
+"""
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 
+import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
+from saelearn.errors import Refusal
 from saelearn.style import as_text
 
 COMPUTED = (LogFormatter, ScalarFormatter)  # matplotlib's own tick labels: powers of ten, offsets
 
+UNDRAWN = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+
 
 def literal(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """The same function; on the figure that it returns `$` begins no mathematics."""
+    """The same function; on the figure that it returns `$` begins no mathematics.
+
+    What it cannot draw, of whatever type or size, it refuses.
+    """
+
+    signature = inspect.signature(draw)
 
     @functools.wraps(draw)
     def drawn(*args, **kwargs) -> Figure:
-        figure = draw(*args, **kwargs)
+        signature.bind(*args, **kwargs)  # a call without what it needs is Python's to complain of
+        open_before = set(plt.get_fignums())
+        try:
+            figure = draw(*args, **kwargs)
+        except UNDRAWN as error:
+            for number in set(plt.get_fignums()) - open_before:
+                plt.close(number)  # half a figure would be shown under the cell
+            if isinstance(error, Refusal):
+                raise
+            said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise Refusal(
+                f"what {draw.__name__} can draw: {draw.__name__}{signature}", said
+            ) from error
         take_literally(figure)
         return figure
 

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from saelearn import artifacts
-from saelearn.errors import Refusal, check_activations, check_width
+from saelearn.errors import (
+    Refusal,
+    check_activations,
+    check_choice,
+    check_range,
+    check_width,
+    checked,
+    number,
+    whole,
+)
 from saelearn.sae import formats
 from saelearn.sae.formats import CONFIG_FILE, WEIGHTS_FILE, WRONG
 
@@ -103,6 +112,7 @@ class SAE(nn.Module):
     }
     known: ClassVar[dict[str, type[SAE]]] = {}
 
+    @checked(d_in=whole(1), d_sae=whole(1), decoder_init_norm=number(0), seed=whole(0))
     def __init__(
         self,
         d_in: int,
@@ -114,8 +124,6 @@ class SAE(nn.Module):
         metadata: dict | None = None,
     ):
         super().__init__()
-        if d_in < 1 or d_sae < 1:
-            raise Refusal("d_in and d_sae of at least 1", f"d_in={d_in}, d_sae={d_sae}")
         generator = torch.Generator().manual_seed(seed)
         rows_FD = torch.randn(d_sae, d_in, generator=generator)
         rows_FD *= decoder_init_norm / rows_FD.norm(dim=1, keepdim=True)
@@ -162,8 +170,7 @@ class SAE(nn.Module):
 
     def center_(self, target_ND: Tensor, center: str) -> Self:
         """Set `b_dec` to the centre of what is to be reconstructed; `from_data` names the ways."""
-        if center not in CENTERS:
-            raise Refusal(f"center as one of {', '.join(CENTERS)}", repr(center))
+        check_choice(center, "center", CENTERS)
         if center == "mean":
             self.b_dec.data = target_ND.float().mean(0).cpu()
         elif center == "geometric_median":
@@ -269,8 +276,7 @@ class SAE(nn.Module):
             raise Refusal("an SAE that takes rows as they are", self.normalize_activations)
         target_scale = scale if target_scale is None else target_scale
         for value in (scale, target_scale):
-            if not (value > 0 and math.isfinite(value)):
-                raise Refusal("a finite scale above 0", repr(value))
+            check_range(value, "scale", 1e-30)
         self.W_enc.mul_(scale)
         self.W_dec.div_(target_scale)
         self.b_dec.div_(target_scale)
@@ -424,6 +430,7 @@ def needs(config: dict[str, Any], name: str) -> Any:
 
 
 @torch.no_grad()
+@checked(iterations=whole(1), tolerance=number(0))
 def geometric_median(x_ND: Tensor, *, iterations: int = 100, tolerance: float = 1e-6) -> Tensor:
     """The point `[D]` with the least summed distance to the rows (Weiszfeld's algorithm, 1937)."""
     median_D = x_ND.mean(0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saelearn.errors import Refusal, check_whole
+from saelearn.errors import Refusal, check_series, check_whole
 from saelearn.sae.base import SAE, SAEOutput
 from saelearn.sae.objectives import AT_FULL, Loss, Now, Squared, output_of, squared_error
 
@@ -36,7 +36,7 @@ class Matryoshka(Squared):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "widths", tuple(check_series(self.widths, "widths")))
         for width in self.widths:
             check_whole(width, "each of widths", 1)
         if not self.widths or any(a >= b for a, b in itertools.pairwise(self.widths)):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.errors import Refusal, check_choice, check_range, check_whole
 from saelearn.sae.base import SAE, SAEOutput
 
 DECODER_NORMS = ("weighted", "unit_norm", "free")
@@ -116,8 +116,7 @@ def squared_error(x_BD: Tensor, x_hat_BD: Tensor, now: Now = AT_FULL) -> Tensor:
 
 def check_norm(decoder_norm: str, known: tuple[str, ...] = DECODER_NORMS) -> None:
     """Refuse a decoder norm that is none of those known."""
-    if decoder_norm not in known:
-        raise Refusal(f"decoder_norm as one of {', '.join(known)}", repr(decoder_norm))
+    check_choice(decoder_norm, "decoder_norm", known)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saelearn import artifacts, corpus
-from saelearn.errors import Refusal
+from saelearn.errors import Refusal, checked, number, whole
 from saelearn.lm import LM, OURS
 from saelearn.sae import SAE, load
 
@@ -62,6 +62,7 @@ def load_random_lm() -> LM:
     return lm
 
 
+@checked(l1_coefficient=number(0))
 def load_sae(l1_coefficient: float = L1_DEFAULT) -> SAE:
     """The SAE of the sweep at `SITE` that was trained with this coefficient.
 
@@ -77,6 +78,7 @@ def load_sae(l1_coefficient: float = L1_DEFAULT) -> SAE:
     return SAE.load(artifacts.find(f"saes/{name_of(l1_coefficient)}"))
 
 
+@checked()
 def load_named(name: str) -> SAE:
     """One of `recipes()` by name: another seed, size, site or kind."""
     if name not in recipes():
@@ -89,6 +91,7 @@ def load_random_sae() -> SAE:
     return load_named("random_lm")
 
 
+@checked(l1_coefficient=number(0))
 def name_of(l1_coefficient: float) -> str:
     """The folder of a coefficient in data/saes/."""
     return f"l1_{l1_coefficient:g}"
@@ -131,6 +134,7 @@ class HeldOut(NamedTuple):
         return self.labels_NTC[:, skip:].flatten(0, 1), self.registers_NT[:, skip:].flatten()
 
 
+@checked(n=whole(1), start=whole(0))
 def held_out(n: int = 1_000, *, start: int = 0) -> HeldOut:
     """`n` held-out documents."""
     docs = list(corpus.documents(n, seed=corpus.HELD_OUT, start=start))
@@ -153,6 +157,7 @@ def _known_fourgrams() -> Tensor:
     return artifacts.read_tensors(artifacts.find("fourgrams.safetensors"))["codes"]
 
 
+@checked()
 def validity(tokens_NT: Tensor) -> float:
     """Share of the 4-grams of some texts that the corpus has too: 1 for well-formed text."""
     return corpus.validity(tokens_NT, _known_fourgrams(), len(_vocabulary()))
@@ -168,11 +173,13 @@ MENTIONS = {
 }
 
 
+@checked()
 def mention_rate(tokens_NT: Tensor, name: str = "golden_retriever") -> float:
     """Share of the texts that speak of a thing, in English or Korean."""
     return float(mentions(tokens_NT, name).double().mean())
 
 
+@checked()
 def mentions(tokens_NT: Tensor, name: str = "golden_retriever") -> Tensor:
     """Which texts `[N]` speak of a thing, in English or Korean (bool)."""
     if name not in MENTIONS:

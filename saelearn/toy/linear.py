@@ -10,7 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saelearn.errors import Refusal, check_activations, check_range, check_width
+from saelearn.errors import (
+    Refusal,
+    check_activations,
+    check_range,
+    check_width,
+    checked,
+    number,
+    whole,
+)
 
 
 class LinearAutoencoder(nn.Module):
@@ -28,10 +36,9 @@ class LinearAutoencoder(nn.Module):
         seed: of the first weights, normal with standard deviation 0.1.
     """
 
+    @checked(d_in=whole(1), d_hidden=whole(1), seed=whole(0))
     def __init__(self, d_in: int, d_hidden: int, *, seed: int = 0):
         super().__init__()
-        if d_in < 1 or d_hidden < 1:
-            raise Refusal("d_in and d_hidden of at least 1", f"{d_in=}, {d_hidden=}")
         generator = torch.Generator().manual_seed(seed)
         self.W_enc = nn.Parameter(0.1 * torch.randn(d_in, d_hidden, generator=generator))
         self.W_dec = nn.Parameter(0.1 * torch.randn(d_hidden, d_in, generator=generator))
@@ -52,6 +59,7 @@ class LinearAutoencoder(nn.Module):
         return self.decode(self.encode(x_BD))
 
 
+@checked()
 def reconstruction_loss(x_BD: Tensor, x_hat_BD: Tensor) -> Tensor:
     """Squared error, summed over D and averaged over the batch: one number."""
     return (x_BD - x_hat_BD).square().sum(-1).mean()
@@ -64,6 +72,7 @@ class LinearRun(NamedTuple):
     losses: Tensor
 
 
+@checked(d_hidden=whole(1), steps=whole(1), lr=number(0), seed=whole(0))
 def train_linear(
     x_ND: Tensor, d_hidden: int, *, steps: int = 1_000, lr: float = 3e-2, seed: int = 0
 ) -> LinearRun:
@@ -77,7 +86,6 @@ def train_linear(
         seed: of the first weights.
     """
     check_activations(x_ND, name="data")
-    check_range(steps, "steps", 1)
     model = LinearAutoencoder(x_ND.shape[1], d_hidden, seed=seed)
     model.mean = x_ND.mean(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
@@ -104,6 +112,7 @@ class PCA(NamedTuple):
     variance_D: Tensor
     mean_D: Tensor
 
+    @checked(n_components=whole(0))
     def loss(self, n_components: int) -> float:
         """What the first n lose: the variance along all others (Eckart & Young, 1936)."""
         check_range(n_components, "n_components", 0, len(self.variance_D))
@@ -122,13 +131,12 @@ def pca(x_ND: Tensor) -> PCA:
 
 
 @torch.no_grad()
-def principal_cosines(a_HD: Tensor, b_HD: Tensor) -> Tensor:
+@checked()
+def principal_cosines(a_HD: Tensor, b_GD: Tensor) -> Tensor:
     """Cosines of the principal angles between the planes that two sets of rows span, largest first.
 
     All 1: the planes are the same. A 0: a direction of one at right angles to all of the other.
     (Björck & Golub, 1973. Jordan, 1875, knew the angles.)
     """
-    if a_HD.shape[1] != b_HD.shape[1]:
-        raise Refusal("rows of the same width", f"{tuple(a_HD.shape)} and {tuple(b_HD.shape)}")
-    bases = [torch.linalg.qr(rows.detach().double().cpu().T).Q for rows in (a_HD, b_HD)]
+    bases = [torch.linalg.qr(rows.detach().double().cpu().T).Q for rows in (a_HD, b_GD)]
     return torch.linalg.svdvals(bases[0].T @ bases[1]).clamp(max=1.0)

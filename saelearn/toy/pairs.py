@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import Refusal, check_range, checked, number, whole
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,14 @@ class PlantedPairs:
             check_range(getattr(self, name), name, 0.0, 1.0)
 
     @classmethod
+    @checked(
+        n_pairs=whole(1),
+        d_in=whole(1),
+        p=number(0, 1),
+        given=number(0, 1),
+        otherwise=number(0, 1),
+        seed=whole(0),
+    )
     def make(
         cls,
         n_pairs: int = 16,
@@ -78,6 +86,7 @@ class PlantedPairs:
         second = self.p * self.given + (1 - self.p) * self.otherwise
         return len(self.directions_GD) / 2 * (self.p + second)
 
+    @checked(n=whole(0))
     def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`x_BD` and the amplitudes `f_BG` it was made of."""
         n_pairs = len(self.directions_GD) // 2
@@ -89,6 +98,7 @@ class PlantedPairs:
         f_BG = on_BG * (low + (high - low) * torch.rand(n, 2 * n_pairs, generator=generator))
         return f_BG @ self.directions_GD, f_BG
 
+    @checked(batch_size=whole(1), seed=whole(0))
     def batches(self, batch_size: int, *, seed: int = 0) -> Iterator[Tensor]:
         """Fresh batches `x_BD` without end."""
         generator = torch.Generator().manual_seed(seed)

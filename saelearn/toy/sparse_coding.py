@@ -20,25 +20,50 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import (
+    Refusal,
+    brief,
+    check_range,
+    check_series,
+    check_tensor,
+    checked,
+    number,
+    whole,
+)
 
 
+@checked()
 def soft_threshold(a: Tensor, threshold: float | Tensor, *, nonnegative: bool = False) -> Tensor:
     """Move every number toward 0 by `threshold`, and to 0 what would pass it.
 
     It is the z with the least (a - z)^2 + 2 threshold |z|. With `nonnegative` only z >= 0 may be
     chosen, and the answer is ReLU(a - threshold). (Daubechies, Defrise and De Mol, 2004.)
     """
+    check_tensor(a, "a", "...A")
+    if not isinstance(threshold, Tensor):
+        check_range(threshold, "threshold", 0.0)
+    elif threshold.is_complex() or not _spreads(threshold, a):
+        raise Refusal(f"a threshold, or {a.shape[-1]} of them", brief(threshold))
+    return _moved_to_zero(a, threshold, nonnegative)
+
+
+def _spreads(threshold: Tensor, a: Tensor) -> bool:
+    return threshold.numel() == 1 or threshold.shape in (a.shape, a.shape[-1:])
+
+
+def _moved_to_zero(a: Tensor, threshold: float | Tensor, nonnegative: bool) -> Tensor:
     if nonnegative:
         return torch.relu(a - threshold)
     return a.sign() * torch.relu(a.abs() - threshold)
 
 
+@checked(l1_coefficient=number(0))
 def objective(x_BD: Tensor, f_BF: Tensor, W_dec_FD: Tensor, l1_coefficient: float) -> Tensor:
     """Squared error summed over D plus l1_coefficient * sum |f|, one number for each row, `[B]`."""
     return (x_BD - f_BF @ W_dec_FD).square().sum(1) + l1_coefficient * f_BF.abs().sum(1)
 
 
+@checked()
 def curvature(W_dec_FD: Tensor) -> Tensor:
     """The largest eigenvalue of W_dec W_dec^T: how steep the error can become, one number.
 
@@ -48,6 +73,7 @@ def curvature(W_dec_FD: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(W_dec_FD, 2).square()
 
 
+@checked(l1_coefficient=number(0))
 def ista_step(
     x_BD: Tensor,
     f_BF: Tensor,
@@ -62,10 +88,26 @@ def ista_step(
     The step is 1 / (2 * curvature) times the gradient -2 (x - f W_dec) W_dec^T, and the threshold
     is l1_coefficient / (2 * curvature), with the dictionary's `curvature`.
     """
+    if not isinstance(curvature, Tensor):
+        check_range(curvature, "curvature", 1e-30)
+    elif curvature.numel() != 1 or curvature.is_complex():
+        raise Refusal("curvature as one number", brief(curvature))
+    return _ista_step(x_BD, f_BF, W_dec_FD, l1_coefficient, curvature, nonnegative)
+
+
+def _ista_step(
+    x_BD: Tensor,
+    f_BF: Tensor,
+    W_dec_FD: Tensor,
+    l1_coefficient: float,
+    curvature: float | Tensor,
+    nonnegative: bool,
+) -> Tensor:
     downhill_BF = f_BF + (x_BD - f_BF @ W_dec_FD) @ W_dec_FD.T / curvature
-    return soft_threshold(downhill_BF, l1_coefficient / (2 * curvature), nonnegative=nonnegative)
+    return _moved_to_zero(downhill_BF, l1_coefficient / (2 * curvature), nonnegative)
 
 
+@checked(l1_coefficient=number(0))
 def ista_steps(
     x_BD: Tensor,
     W_dec_FD: Tensor,
@@ -85,20 +127,12 @@ def ista_steps(
         nonnegative: only codes f >= 0.
         accelerate: FISTA in place of ISTA.
     """
-    check_range(l1_coefficient, "l1_coefficient", 0.0)
-    if x_BD.shape[1:] != W_dec_FD.shape[1:]:
-        raise Refusal(
-            f"rows as wide as the dictionary's atoms, {W_dec_FD.shape[1]}",
-            f"x of shape {tuple(x_BD.shape)}",
-        )
     steepest = curvature(W_dec_FD)
     f_BF = ahead_BF = x_BD.new_zeros(len(x_BD), len(W_dec_FD))
     t = 1.0
     while True:
         last_BF = f_BF
-        f_BF = ista_step(
-            x_BD, ahead_BF, W_dec_FD, l1_coefficient, steepest, nonnegative=nonnegative
-        )
+        f_BF = _ista_step(x_BD, ahead_BF, W_dec_FD, l1_coefficient, steepest, nonnegative)
         yield f_BF
         ahead_BF = f_BF
         if accelerate:
@@ -106,6 +140,7 @@ def ista_steps(
             ahead_BF = f_BF + (last_t - 1) / t * (f_BF - last_BF)
 
 
+@checked(l1_coefficient=number(0), steps=whole(1))
 def ista(
     x_BD: Tensor,
     W_dec_FD: Tensor,
@@ -115,11 +150,11 @@ def ista(
     nonnegative: bool = False,
 ) -> Tensor:
     """Sparse codes `f_BF` after so many steps of `ista_steps`."""
-    check_range(steps, "steps", 1)
     iterates = ista_steps(x_BD, W_dec_FD, l1_coefficient, nonnegative=nonnegative)
     return next(islice(iterates, steps - 1, None))
 
 
+@checked(l1_coefficient=number(0), steps=whole(1))
 def fista(
     x_BD: Tensor,
     W_dec_FD: Tensor,
@@ -129,11 +164,11 @@ def fista(
     nonnegative: bool = False,
 ) -> Tensor:
     """The same, accelerated: fewer steps for the same precision."""
-    check_range(steps, "steps", 1)
     iterates = ista_steps(x_BD, W_dec_FD, l1_coefficient, nonnegative=nonnegative, accelerate=True)
     return next(islice(iterates, steps - 1, None))
 
 
+@checked(l1_coefficient=number(0))
 def one_step_encoder(W_dec_FD: Tensor, l1_coefficient: float) -> tuple[Tensor, Tensor]:
     """ISTA's first step from 0 with f >= 0, written as ReLU(x W_enc + b_enc).
 
@@ -146,6 +181,7 @@ def one_step_encoder(W_dec_FD: Tensor, l1_coefficient: float) -> tuple[Tensor, T
     return W_dec_FD.T / steepest, b_enc_F
 
 
+@checked(l1_coefficient=number(0), steps=whole(1), lr=number(0))
 def fit_encoder(
     batches: Iterable[Tensor],
     W_dec_FD: Tensor,
@@ -178,6 +214,7 @@ def fit_encoder(
     return W_enc_DF.detach(), b_enc_F.detach()
 
 
+@checked(rate=number(0))
 def dictionary_step(W_dec_FD: Tensor, x_BD: Tensor, f_BF: Tensor, *, rate: float = 1.0) -> Tensor:
     """Move each atom by the mean of what is left over, weighted by its use; length 1 again.
 
@@ -199,6 +236,9 @@ class Dictionary(NamedTuple):
     history: list[float]
 
 
+@checked(
+    n_atoms=whole(1), l1_coefficient=number(0), steps=whole(1), code_steps=whole(1), seed=whole(0)
+)
 def learn_dictionary(
     batches: Iterable[Tensor],
     n_atoms: int,
@@ -234,6 +274,7 @@ def learn_dictionary(
     return Dictionary(W_dec_FD, history)
 
 
+@checked(shrink=whole(1, 64))
 def photographs(shrink: int = 2) -> list[Tensor]:
     """scikit-learn's two photographs, a temple in China and a flower, grey, values in [0, 1].
 
@@ -246,6 +287,7 @@ def photographs(shrink: int = 2) -> list[Tensor]:
     return [torch.nn.functional.avg_pool2d(image[None], shrink)[0] for image in grey]
 
 
+@checked()
 def phase_scrambled(image_HW: Tensor, *, generator: torch.Generator) -> Tensor:
     """The same power at every frequency with random phases: brightness blobs without an edge."""
     noise_HW = torch.fft.fft2(torch.randn(image_HW.shape, generator=generator))
@@ -253,6 +295,7 @@ def phase_scrambled(image_HW: Tensor, *, generator: torch.Generator) -> Tensor:
     return torch.fft.ifft2(spectrum_HW).real
 
 
+@checked(size=whole(1), n=whole(1))
 def draw_patches(
     images: Sequence[Tensor], size: int, n: int, *, generator: torch.Generator
 ) -> Tensor:
@@ -261,7 +304,8 @@ def draw_patches(
     The images give equally many; places may repeat.
     """
     rows = []
-    for i, image_HW in enumerate(images):
+    for i, image_HW in enumerate(check_series(images, "images", least=1)):
+        check_tensor(image_HW, "image_HW", "HW")
         count = n // len(images) + (i < n % len(images))
         if min(image_HW.shape) < size:
             raise Refusal(f"images of at least {size} x {size}", f"{tuple(image_HW.shape)}")
@@ -274,6 +318,7 @@ def draw_patches(
     return x_ND - x_ND.mean(1, keepdim=True)
 
 
+@checked(floor=number(0))
 def whiten(x_ND: Tensor, *, floor: float = 0.1) -> Tensor:
     """Make all directions about equally loud, all rows too; mean squared length 1.
 
@@ -282,8 +327,7 @@ def whiten(x_ND: Tensor, *, floor: float = 0.1) -> Tensor:
     keeps the quietest directions, mostly noise, from being blown up. Rows: divided by their
     length plus the median length, so that a few strong edges don't outshout all others.
     """
-    check_range(floor, "floor", 0.0)
-    variance_D, V_DD = torch.linalg.eigh(torch.cov(x_ND.T, correction=0))
+    variance_D, V_DD = torch.linalg.eigh(torch.atleast_2d(torch.cov(x_ND.T, correction=0)))
     variance_D = variance_D.clamp(min=0) + floor * variance_D.mean()
     white_ND = x_ND @ (V_DD * variance_D.rsqrt()) @ V_DD.T
     length_N1 = white_ND.norm(dim=1, keepdim=True)
@@ -291,6 +335,7 @@ def whiten(x_ND: Tensor, *, floor: float = 0.1) -> Tensor:
     return white_ND / white_ND.square().sum(1).mean().sqrt()
 
 
+@checked(batch_size=whole(1), seed=whole(0))
 def random_batches(x_ND: Tensor, batch_size: int, *, seed: int = 0) -> Iterator[Tensor]:
     """Random batches of the rows without end, drawn with repetition."""
     generator = torch.Generator().manual_seed(seed)

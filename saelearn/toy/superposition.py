@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from saelearn.errors import Refusal, check_range
+from saelearn.errors import Refusal, brief, check_range, check_tensor, checked, number, whole
 from saelearn.toy import toy_step
 
 
+@checked(n=whole(0), n_features=whole(1))
 def sample_features(
     n: int,
     n_features: int,
@@ -49,9 +50,8 @@ def _check_probability(p: float | Tensor, n_features: int) -> None:
         return check_range(p, "p", 0.0, 1.0)
     if p.shape != (n_features,):
         raise Refusal(f"p as one number or of shape ({n_features},)", f"shape {tuple(p.shape)}")
-    if not ((p >= 0) & (p <= 1)).all():
-        span = f"values from {p.min():g} to {p.max():g}"
-        raise Refusal("p between 0 and 1", span, "pass probabilities, one for each feature")
+    if p.is_complex() or not ((p >= 0) & (p <= 1)).all():
+        raise Refusal("p between 0 and 1", brief(p), "pass probabilities, one for each feature")
 
 
 class ToyModel(nn.Module):
@@ -66,6 +66,7 @@ class ToyModel(nn.Module):
         seed: seed of the initial weights (normal, scaled as Xavier's).
     """
 
+    @checked(n_features=whole(1), d_hidden=whole(1), n_instances=whole(1), seed=whole(0))
     def __init__(self, n_features: int, d_hidden: int, *, n_instances: int = 1, seed: int = 0):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -79,6 +80,7 @@ class ToyModel(nn.Module):
         return torch.relu(torch.baddbmm(self.b[:, None], h_KBD, self.W.mT))
 
 
+@checked()
 def toy_loss(f_BG: Tensor, f_hat_KBG: Tensor, importance_G: Tensor) -> Tensor:
     """Mean over batch and features of importance * squared error, one number for each instance."""
     return (importance_G * (f_BG - f_hat_KBG).square()).mean(dim=(1, 2))
@@ -97,6 +99,15 @@ class ToyRun(NamedTuple):
         return int(self.loss.argmin())
 
 
+@checked(
+    n_features=whole(1),
+    d_hidden=whole(1),
+    n_instances=whole(1),
+    steps=whole(1),
+    batch_size=whole(1),
+    lr=number(0),
+    seed=whole(0),
+)
 def train_toy(
     n_features: int = 5,
     d_hidden: int = 2,
@@ -152,7 +163,9 @@ def dimensionality(W_GD: Tensor) -> Tensor:
 
     D_g = ||W_g||^2 / sum_h (W_g . W_h / ||W_g||)^2: 1 for a feature alone, 1/2 for one of an
     antipodal pair, 2/5 in a pentagon (Elhage et al., 2022). A feature of norm 0 has 0.
+    Several models at once, `[..., G, D]`, give `[..., G]`.
     """
+    check_tensor(W_GD, "W_GD", "...GD")
     norm_G = W_GD.norm(dim=-1)
     unit_GD = W_GD / norm_G.clamp(min=1e-12)[..., None]
     overlap_G = (unit_GD @ W_GD.mT).square().sum(-1)
@@ -171,6 +184,7 @@ class PlantedFeatures:
     p: float
 
     @classmethod
+    @checked(n_features=whole(1), d_in=whole(1), p=number(0, 1), seed=whole(0))
     def make(
         cls, n_features: int = 64, d_in: int = 32, p: float = 3 / 64, *, seed: int = 0
     ) -> PlantedFeatures:
@@ -181,11 +195,13 @@ class PlantedFeatures:
         directions_GD = torch.randn(n_features, d_in, generator=generator)
         return cls(directions_GD / directions_GD.norm(dim=1, keepdim=True), p)
 
+    @checked(n=whole(0))
     def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`x_BD` and the amplitudes `f_BG` it was made of."""
         f_BG = sample_features(n, len(self.directions_GD), self.p, generator=generator)
         return f_BG @ self.directions_GD, f_BG
 
+    @checked(batch_size=whole(1), seed=whole(0))
     def batches(self, batch_size: int, *, seed: int = 0) -> Iterator[Tensor]:
         """Fresh batches `x_BD` without end."""
         generator = torch.Generator().manual_seed(seed)

@@ -22,7 +22,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saelearn.errors import Refusal, check_activations, check_range, check_width
+from saelearn.errors import (
+    Refusal,
+    check_activations,
+    check_pieces,
+    check_whole,
+    check_width,
+    checked,
+    whole,
+)
 
 SAMPLE_ROWS = 2**16
 AHEAD = 3  # batches that are drawn before they are used
@@ -47,10 +55,11 @@ def batches(
         target: what is to be reconstructed, `[N, D']`, if `data` is one tensor.
         tokens: the rows are documents of token ids.
     """
-    check_range(batch_size, "batch_size", 1)
+    check_whole(batch_size, "batch_size", 1)
     if not isinstance(data, Tensor):
         if target is not None:
             raise Refusal("pairs of input and target from the stream", "a stream and a target")
+        check_pieces(data, "activations [N, D], or batches of them")
         return Streamed(data, tokens=tokens)
     if tokens:
         return Shuffled(check_tokens(data), batch_size, seed=seed)
@@ -143,6 +152,7 @@ def _taken(x_ND: Tensor, which: slice | Tensor) -> Tensor:
     return x_ND[which] if isinstance(which, slice) else x_ND.index_select(0, which)
 
 
+@checked(batch_size=whole(1), seed=whole(0))
 def shuffled(x_ND: Tensor, batch_size: int, *, seed: int = 0) -> Shuffled:
     """Batches `x_BD` without end; every epoch visits each row at most once, in a new order."""
     return Shuffled(x_ND, batch_size, seed=seed)
@@ -365,6 +375,7 @@ def fingerprint(x_ND: Tensor) -> dict[str, str]:
     return {"data's shape": name, "data's sha256": digest.hexdigest()}
 
 
+@checked()
 def mean_norm_scale(x_ND: Tensor) -> float:
     """The scalar that brings the mean squared norm of the rows to D."""
     mean_square = float(x_ND.detach().cpu().double().square().sum(1).mean())

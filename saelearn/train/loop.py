@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from saelearn.errors import Refusal
+from saelearn.errors import Refusal, check_flag
 from saelearn.sae import SAE, Objective
 from saelearn.train import memory, parallel
 from saelearn.train.autograd import Plan
@@ -132,6 +132,7 @@ def train(
     Ctrl-C ends training after the step under way, writes a checkpoint if there is a folder for
     it, and returns what was trained so far. Under `torchrun` all processes train one SAE.
     """
+    check_flag(progress, "progress")
     settings = Settings.of(locals())
     metadata = check_metadata(getattr(data, "about", None) if metadata is None else metadata)
     tokens = settings.objective.reads_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelearn.errors import Refusal, check_range, check_whole
+from saelearn.errors import (
+    Refusal,
+    brief,
+    check_choice,
+    check_flag,
+    check_range,
+    check_series,
+    check_whole,
+)
 from saelearn.sae import CENTERS, L1, SAE, Objective, Squared
 from saelearn.train.resampling import resampling_steps
 from saelearn.train.update import l1_factor, lr_factor
@@ -58,18 +67,19 @@ class Settings:
                 check_range(getattr(self, name), name, 0.0)
         for name in ("lr_warmup", "lr_decay", "l1_warmup"):
             check_range(getattr(self, name), name, 0.0, 1.0)
-        if not (isinstance(self.clip_norm, float | int) and self.clip_norm > 0):
-            raise Refusal("clip_norm above 0 (math.inf clips nothing)", repr(self.clip_norm))
-        for share in self.resample_at:
+        for name in ("normalize", "compile"):
+            check_flag(getattr(self, name), name)
+        if not (isinstance(self.clip_norm, float) and self.clip_norm == math.inf):
+            check_range(self.clip_norm, "clip_norm (math.inf clips nothing)", 1e-30)
+        for share in check_series(self.resample_at, "resample_at"):
             if not 0 < check_range(share, "each of resample_at", 0.0, 1.0) < 1:
                 raise Refusal("shares of the steps between 0 and 1 in resample_at", repr(share))
         for name, known in (("center", CENTERS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise Refusal(f"{name} as one of {', '.join(known)}", repr(getattr(self, name)))
-        if self.frozen not in (None, *FROZEN):
-            raise Refusal(f"frozen as None or one of {', '.join(FROZEN)}", repr(self.frozen))
+            check_choice(getattr(self, name), name, known)
+        if self.frozen is not None:
+            check_choice(self.frozen, "frozen", FROZEN)
         if not isinstance(self.objective, Objective):
-            raise Refusal("an objective, such as L1(5.0) or Squared()", repr(self.objective))
+            raise Refusal("an objective, such as L1(5.0) or Squared()", brief(self.objective))
         check_device(self.device)
         if self.precision == "tf32" and str(self.device).split(":")[0] != "cuda":
             raise Refusal(f"precision fp32 or bf16 on {self.device}", "'tf32'", "CUDA alone has it")
@@ -149,10 +159,11 @@ def objective_of(
                 "the objective has these by itself: L1(5.0, decoder_norm=...)",
             )
         return objective
+    norm = {} if decoder_norm is None else {"decoder_norm": decoder_norm}
     if l1_coefficient is not None:
-        return L1(l1_coefficient, decoder_norm or L1.decoder_norm)
+        return L1(l1_coefficient, **norm)
     if k is not None:
-        return Squared(decoder_norm=decoder_norm or Squared.decoder_norm)
+        return Squared(**norm)
     raise Refusal(
         "what to minimise", "no l1_coefficient, no objective and no k",
         "l1_coefficient=5.0, or objective=JumpL0(target_l0=20), or kind=BatchTopK with k=20",
@@ -184,9 +195,10 @@ def kind_name(kind: Callable[..., SAE]) -> str:
 
 def check_device(device: str | torch.device) -> None:
     """Refuse a device that PyTorch does not know, or that this machine does not have."""
+    if not isinstance(device, str | torch.device):
+        raise Refusal(f"device as one of {', '.join(DEVICES)}", brief(device))
     kind = str(device).split(":")[0]
-    if kind not in DEVICES:
-        raise Refusal(f"device as one of {', '.join(DEVICES)}", repr(str(device)))
+    check_choice(kind, "device", DEVICES)
     here = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),

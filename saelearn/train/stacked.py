@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from saelearn.errors import Refusal
+from saelearn.errors import Refusal, check_flag
 from saelearn.sae import SAE, Loss, Objective
 from saelearn.train import memory
 from saelearn.train.autograd import Seen
@@ -98,6 +98,7 @@ def sweep(
         Refusal: as for `train`.
     """
     given = locals() | {"compile": False}
+    check_flag(progress, "progress")
     varied = {"l1_coefficient": l1_coefficients, "objective": objectives, "k": ks}
     chosen = [(name, values) for name, values in varied.items() if len(values)]
     if len(chosen) != 1 or not len(seeds):

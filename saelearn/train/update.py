@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from saelearn.errors import checked, number, whole
 from saelearn.sae import SAE, Now, Objective
 from saelearn.train.autograd import Autograd, Engine, Seen
 
@@ -160,6 +161,7 @@ def unit_rows_(W_dec_FD: Tensor) -> None:
     W_dec_FD.div_(W_dec_FD.norm(dim=-1, keepdim=True))
 
 
+@checked(batch_size=whole(1), d_in=whole(1))
 def usual_lr(batch_size: int, d_in: int) -> float:
     """The peak learning rate that learned most from a few million rows (`benchmarks.recipe`).
 
@@ -173,6 +175,7 @@ def usual_lr(batch_size: int, d_in: int) -> float:
     return 4e-3 * math.sqrt(batch_size / 1_024 * 128 / d_in)
 
 
+@checked(i=whole(0), steps=whole(1), warmup=number(0, 1), decay=number(0, 1))
 def lr_factor(i: int, steps: int, *, warmup: float, decay: float) -> float:
     """The learning rate at step `i` as a share of its peak: rises, stays, falls, all linearly."""
     rise = (i + 1) / max(1, warmup * steps)
@@ -180,6 +183,7 @@ def lr_factor(i: int, steps: int, *, warmup: float, decay: float) -> float:
     return min(1.0, rise, fall)
 
 
+@checked(i=whole(0), steps=whole(1), warmup=number(0, 1))
 def l1_factor(i: int, steps: int, *, warmup: float) -> float:
     """A penalty at step `i` as a share of its final value: rises linearly, then stays."""
     return min(1.0, (i + 1) / max(1, warmup * steps))
