@@ -140,6 +140,10 @@ def brief(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
+ABOVE_0 = 1e-30
+"""A lower end for what must not be 0; smaller numbers vanish in single precision."""
+
+
 def check_range(value: float, name: str, low: float, high: float = math.inf) -> float:
     """Return `value` if it is a finite number in [low, high]; else refuse. No truth value is one.
 
@@ -174,8 +178,11 @@ def check_flag(value: bool, name: str) -> bool:
 
 
 def _span(name: str, low: float, high: float) -> str:
+    least = f"{name} above 0" if low == ABOVE_0 else f"{name} >= {_short(low)}"
     if high >= 2**63 - 1:  # what no size comes to is no limit to speak of
-        return f"{name} >= {_short(low)}"
+        return least
+    if low == ABOVE_0:
+        return f"{least} and at most {_short(high)}"
     return f"{name} between {_short(low)} and {_short(high)}"
 
 
@@ -308,7 +315,7 @@ def check_tensor(x: Tensor, name: str, letters: str, sizes: dict[str, int] | Non
         letters: one for each dimension; behind "..." any may come before them.
         sizes: how large each letter is; those that are new are added.
     """
-    shape = f"[{', '.join(letters.replace('...', ''))}]"
+    shape = f"[{', '.join(letters.replace('...', '')) or '...'}]"
     sizes = {} if sizes is None else sizes
     if not isinstance(x, Tensor):
         raise Refusal(f"{name} as a torch.Tensor {shape}", brief(x), "torch.as_tensor(x)")

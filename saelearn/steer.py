@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saelearn.errors import (
+    ABOVE_0,
     Refusal,
     brief,
     check_finite,
@@ -149,7 +150,7 @@ class DoseResponse:
     measured: dict[str, dict[str, list[float]]]
 
 
-@checked(unit=number(1e-30), n=whole(1), max_new_tokens=whole(1), seed=whole(0))
+@checked(unit=number(ABOVE_0), n=whole(1), max_new_tokens=whole(1), seed=whole(0))
 def dose_response(
     lm: LM,
     site: str,
@@ -185,7 +186,7 @@ def dose_response(
     for strength in strengths:
         _check_number(strength, "strength")
     _check_number(unit, "unit")
-    check_range(float(unit), "unit", 1e-30)
+    check_range(float(unit), "unit", ABOVE_0)
     if not callable(measure):
         raise Refusal("measure as a function of generated tokens", brief(measure))
     measured: dict[str, dict[str, list[float]]] = {name: {} for name in directions}

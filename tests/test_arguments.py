@@ -259,8 +259,9 @@ ELSEWHERE = {
 }  # fmt: skip
 """Tested where their files are, or records that nobody but us makes."""
 PLUMBING = {
-    "artifacts": {"data_dir", "sha256", "replacing", "shapes", "write_manifest", "write_json",
-                  "read_json", "write_tensors", "read_tensors", "read_pt", "read_npz"},
+    "artifacts": {"data_dir", "sha256", "replacing", "shapes", "to_free", "exchange",
+                  "write_manifest", "write_json", "read_json", "write_tensors", "read_tensors",
+                  "read_pt", "read_npz"},
     "sae": {"Objective", "output_of", "squared_error", "l1_loss"},
     "lm": {"align", "checked_mask", "made_for", "warn_if_others"},
     "activations": {"splice", "swap"},

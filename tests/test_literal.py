@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.text import Text
+from tiny_models import make
 
 from saelearn import steer
 from saelearn.errors import Refusal
@@ -233,18 +234,20 @@ def test_nothing_to_show_is_shown_as_nothing():
     ids=lambda wrong: str(*wrong),
 )
 def test_doses_that_cannot_be_measured_are_refused(wrong):
-    lm = SimpleNamespace(generate=lambda *_, n, **__: torch.zeros(n, 3))
     right = {
-        "directions": {"a": torch.ones(4)},
+        "lm": make("gpt2"),
+        "site": "transformer.h.1:out",
+        "directions": {"a": torch.ones(16)},
         "strengths": [0.0, 1.0],
-        "measure": lambda tokens_NT: {"rate": float(tokens_NT.mean())},
+        "measure": lambda tokens_NT: {"texts": len(tokens_NT)},
         "unit": 1.0,
-        "prompt": "a",
+        "prompt": "w2",
+        "n": 3,
+        "max_new_tokens": 1,
     }
-    found = steer.dose_response(lm, "site", **right)
-    assert found.measured == {"a": {"rate": [0.0, 0.0]}}
+    assert steer.dose_response(**right).measured == {"a": {"texts": [3.0, 3.0]}}
     with pytest.raises(Refusal):
-        steer.dose_response(lm, "site", **right | wrong)
+        steer.dose_response(**right | wrong)
 
 
 @pytest.mark.parametrize("wrong", [3, None, "abc", {"a": "b"}, {"a": object()}, {"a": [[1], 2]}])

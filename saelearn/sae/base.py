@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from saelearn import artifacts
 from saelearn.errors import (
+    ABOVE_0,
     Refusal,
     check_activations,
     check_choice,
@@ -276,7 +277,7 @@ class SAE(nn.Module):
             raise Refusal("an SAE that takes rows as they are", self.normalize_activations)
         target_scale = scale if target_scale is None else target_scale
         for value in (scale, target_scale):
-            check_range(value, "scale", 1e-30)
+            check_range(value, "scale", ABOVE_0)
         self.W_enc.mul_(scale)
         self.W_dec.div_(target_scale)
         self.b_dec.div_(target_scale)

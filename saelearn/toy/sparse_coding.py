@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from saelearn.errors import (
+    ABOVE_0,
     Refusal,
     brief,
     check_range,
@@ -39,7 +40,7 @@ def soft_threshold(a: Tensor, threshold: float | Tensor, *, nonnegative: bool = 
     It is the z with the least (a - z)^2 + 2 threshold |z|. With `nonnegative` only z >= 0 may be
     chosen, and the answer is ReLU(a - threshold). (Daubechies, Defrise and De Mol, 2004.)
     """
-    check_tensor(a, "a", "...A")
+    check_tensor(a, "a", "...")
     if not isinstance(threshold, Tensor):
         check_range(threshold, "threshold", 0.0)
     elif threshold.is_complex() or not _spreads(threshold, a):
@@ -89,7 +90,7 @@ def ista_step(
     is l1_coefficient / (2 * curvature), with the dictionary's `curvature`.
     """
     if not isinstance(curvature, Tensor):
-        check_range(curvature, "curvature", 1e-30)
+        check_range(curvature, "curvature", ABOVE_0)
     elif curvature.numel() != 1 or curvature.is_complex():
         raise Refusal("curvature as one number", brief(curvature))
     return _ista_step(x_BD, f_BF, W_dec_FD, l1_coefficient, curvature, nonnegative)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saelearn.errors import (
+    ABOVE_0,
     Refusal,
     brief,
     check_choice,
@@ -70,7 +71,7 @@ class Settings:
         for name in ("normalize", "compile"):
             check_flag(getattr(self, name), name)
         if not (isinstance(self.clip_norm, float) and self.clip_norm == math.inf):
-            check_range(self.clip_norm, "clip_norm (math.inf clips nothing)", 1e-30)
+            check_range(self.clip_norm, "clip_norm", ABOVE_0)
         for share in check_series(self.resample_at, "resample_at"):
             if not 0 < check_range(share, "each of resample_at", 0.0, 1.0) < 1:
                 raise Refusal("shares of the steps between 0 and 1 in resample_at", repr(share))
