@@ -8,13 +8,17 @@ in the same folder, then is renamed: a reader sees the old file or the new one, 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import glob
 import hashlib
 import json
 import os
 import pickle
 import shutil
 import struct
+import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -94,6 +98,7 @@ def replacing(target: str | os.PathLike) -> Iterator[Path]:
     scratch = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield scratch / target.name
         _put(scratch / target.name, target)
@@ -103,18 +108,44 @@ def replacing(target: str | os.PathLike) -> Iterator[Path]:
         raise ArtifactError(
             f"to write {target.name} into {target.parent}",
             f"{type(error).__name__}: {error}",
-            "free some space or choose a folder you may write to; nothing was changed",
+            f"{to_free(target.parent)}, or choose a folder you may write to; nothing was changed",
         ) from error
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+SCRAP_AGE = 3_600.0
+"""Seconds after which what a writer has begun is left from one that was killed."""
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed writers of `target` left beside it."""
+    for scrap in target.parent.glob(f".{glob.escape(target.name)}.{'?' * 8}"):
+        with contextlib.suppress(OSError):  # of another user, or another process was quicker
+            ours = all(p.name.startswith(target.name) for p in scrap.iterdir())
+            if ours and time.time() - scrap.stat().st_mtime > SCRAP_AGE:
+                shutil.rmtree(scrap)
+
+
+def to_free(folder: Path) -> str:
+    """For a message of what could not be written: where to free space, and how much is left."""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(folder).free / 2**20
+        return f"free some space on the disk of {folder} ({free:,.0f} MiB are left)"
+    return "free some space"
+
+
 def _put(new: Path, target: Path) -> None:
     """Rename `new` onto `target`; tries again if another writer was quicker.
 
-    No folder can be renamed onto a full one: what is there steps aside, and back on failure.
+    No folder can be renamed onto a full one: both change places, where the system can do that at
+    once; else what is there steps aside, and back on failure.
     """
+    if new.is_dir() and target.is_dir():
+        _refuse_loss(new, target)
+        if exchange(new, target):
+            return
     aside = None
     for attempt in range(10):
         try:
@@ -130,6 +161,16 @@ def _put(new: Path, target: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # another writer has moved it meanwhile
             _refuse_loss(new, target)
             os.replace(target, aside)
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Let two paths change places, at once, so that no kill comes in between; False if it cannot.
+
+    Linux can (`renameat2`), on most file systems.
+    """
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2) and renameat2(here, os.fsencode(a), here, os.fsencode(b), swap) == 0
 
 
 def _refuse_loss(new: Path, target: Path) -> None:
@@ -175,9 +216,11 @@ def write_tensors(
 ) -> None:
     """Write tensors as one safetensors file, atomically."""
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask leaves; safetensors' own is 600
         contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(contiguous, temporary, metadata=metadata)
-        temporary.chmod(0o644)  # safetensors writes for the owner alone; data are for all to read
+        temporary.chmod(mode)
 
 
 def read_tensors(path: str | os.PathLike, device: str = "cpu") -> dict[str, Tensor]:

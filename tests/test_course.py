@@ -350,7 +350,8 @@ def test_links_and_folders_in_the_way_are_left_alone(upstream, mine, tmp_path):
     assert elsewhere.read_bytes() == before
 
 
-def test_a_save_between_the_look_and_the_exchange_is_not_lost(upstream, mine, monkeypatch):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_save_between_the_look_and_the_exchange_is_not_lost(at_once, upstream, mine, monkeypatch):
     course.prepare(mine, upstream)
     publish(upstream, "better = 1")
     rename = os.rename
@@ -359,7 +360,17 @@ def test_a_save_between_the_look_and_the_exchange_is_not_lost(upstream, mine, mo
         edit(Path(source), "saved in the last moment")
         rename(source, target)
 
+    exchange = artifacts.exchange
+
+    def save_then_exchange(new, path):
+        edit(path, "saved in the last moment")
+        return exchange(new, path)
+
     monkeypatch.setattr(os, "rename", save_then_rename)
+    if at_once:
+        monkeypatch.setattr(artifacts, "exchange", save_then_exchange)
+    else:
+        monkeypatch.setattr(artifacts, "exchange", lambda *_: False)
     assert states(mine, upstream) == ["offered"]
     assert b"last moment" in (mine / "02_topic.ipynb").read_bytes()
 

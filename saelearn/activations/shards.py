@@ -124,7 +124,8 @@ class ShardWriter:
         need = rows * self._held_ND.shape[1] * self._held_ND.itemsize + 2**20  # index, headers
         if (free := shutil.disk_usage(self.folder).free) < need:
             expected = f"{need / 2**30:.2f} GiB free for {self.folder}"
-            remedy = "take fewer documents, a smaller dtype or another disk"
+            remedy = artifacts.to_free(self.folder)
+            remedy += "; or take fewer documents, a smaller dtype, another disk"
             raise ArtifactError(expected, f"{free / 2**30:.2f} GiB", remedy)
 
     def agree(self, mark: dict, rows: int) -> None:

@@ -17,11 +17,14 @@ is theirs, and three rules keep it so:
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import itertools
 import json
 import os
+import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +162,7 @@ def prepare(folder: Path, source: Path | None = None) -> list[Outcome]:
         folder.mkdir(parents=True, exist_ok=True)
         for lesson in found:
             known = memory.setdefault(lesson.name, [])
+            _sweep(folder / lesson.name, set(known))
             content = student_bytes(lesson)
             outcomes.append(_settle(folder / lesson.name, content, set(known)))
             known += [digest for digest in _digests(content) if digest not in known]
@@ -168,7 +172,7 @@ def prepare(folder: Path, source: Path | None = None) -> list[Outcome]:
         raise ArtifactError(
             f"to write the lessons into {folder}",
             f"{type(error).__name__}: {error}",
-            "free some space, or choose a folder that you may write to with --folder",
+            f"{artifacts.to_free(folder)}, or choose one that you may write to with --folder",
         ) from error
     if memory != _recall(folder):
         artifacts.write_json(folder / MEMORY, memory)
@@ -213,6 +217,17 @@ def _renew(path: Path, content: bytes, known: Set[str]) -> bool:
     """Exchange an untouched file for a newer version; False if it is the learner's."""
     if path.is_symlink() or known.isdisjoint(_digests_of(path)):
         return False
+    with _written(path, content) as new:
+        if artifacts.exchange(new, path):
+            if known.isdisjoint(_digests_of(new)):  # saved by the learner since the look
+                artifacts.exchange(new, path)
+                return False
+            return True
+        return _renew_in_steps(path, new, known)
+
+
+def _renew_in_steps(path: Path, new: Path, known: Set[str]) -> bool:
+    """The same where two files cannot change places at once."""
     aside = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent)) / path.name
     try:
         os.rename(path, aside)
@@ -223,9 +238,26 @@ def _renew(path: Path, content: bytes, known: Set[str]) -> bool:
         if _link(aside, path):
             _discard(aside)
         return False
-    _create(path, content)
+    _link(new, path)
     _discard(aside)
     return True
+
+
+def _sweep(path: Path, known: Set[str]) -> None:
+    """Remove what a killed `prepare` left of a lesson; what it had put aside gets its name back."""
+    for scrap in path.parent.glob(f".{glob.escape(path.stem)}*.{'?' * 8}"):
+        with contextlib.suppress(OSError):
+            if time.time() - scrap.stat().st_mtime < artifacts.SCRAP_AGE:
+                continue  # of one that runs at this moment
+            if scrap.is_file():
+                scrap.unlink()
+                continue
+            for aside in scrap.iterdir():  # unless it is the learner's, saved in between
+                if not known.isdisjoint(_digests_of(aside)) or _link(
+                    aside, path.with_name(aside.name)
+                ):
+                    aside.unlink()
+            scrap.rmdir()
 
 
 def _discard(aside: Path) -> None:
@@ -238,15 +270,21 @@ def _create(path: Path, content: bytes) -> bool:
     """Let a file appear, whole, under a name that is free; False if the name is taken."""
     if os.path.lexists(path):
         return False
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", dir=path.parent)
+    with _written(path, content) as new:
+        return _link(new, path)
+
+
+@contextlib.contextmanager
+def _written(path: Path, content: bytes) -> Iterator[Path]:
+    """A file beside `path` with this content; what lies under its name is removed afterwards."""
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
-        os.chmod(temporary, 0o644)
-        return _link(Path(temporary), path)
+        yield temporary
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _link(source: Path, path: Path) -> bool:
