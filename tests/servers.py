@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from jupyter_client import BlockingKernelClient
 
 
 def wait_for(address: str, process: subprocess.Popen, log: Path, seconds: float = 60) -> bytes:
@@ -32,6 +35,31 @@ def printed_address(process: subprocess.Popen, log: Path, seconds: float = 30) -
             return found[0]
         time.sleep(0.1)
     raise AssertionError(f"no address was printed:\n{log.read_text()}")
+
+
+def start_kernel(server: str, token: str, runtime: Path, code: str = "") -> dict:
+    """Start a kernel and wait until it answers: it has then said all that it says at first.
+
+    Returns how one connects to it, and how it replied to `code`.
+    """
+    headers = {"Authorization": f"token {token}"}
+    request = urllib.request.Request(f"{server}/api/kernels", data=b"{}", headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        file = runtime / f"kernel-{json.loads(answer.read())['id']}.json"
+    client = BlockingKernelClient(connection_file=str(file))
+    client.load_connection_file()
+    client.start_channels()
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            client.wait_for_ready(timeout=120)
+            break
+        except RuntimeError:  # "died": on a busy machine one that is still starting looks so
+            if time.monotonic() > deadline:
+                raise
+    reply = client.execute_interactive(code, timeout=120)["content"]["status"]
+    client.stop_channels()
+    return json.loads(file.read_text("utf-8")) | {"reply": reply}
 
 
 def stop(process: subprocess.Popen) -> None:

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jupyter_client import BlockingKernelClient
-from servers import printed_address, stop, wait_for
+from servers import printed_address, start_kernel, stop, wait_for
 
 import saelearn
 from saelearn import artifacts, course, metrics
@@ -363,23 +362,6 @@ def test_lab_serves_the_first_lesson_on_loopback_with_a_token(tmp_path):
     assert sorted(path.name for path in folder.glob("*.ipynb")) == [
         path.name for path in course.lessons()
     ]
-
-
-def start_kernel(server: str, token: str, runtime: Path) -> dict:
-    """Start a kernel and wait until it answers: it has then said all that it says at first.
-
-    Returns how one connects to it.
-    """
-    headers = {"Authorization": f"token {token}"}
-    request = urllib.request.Request(f"{server}/api/kernels", data=b"{}", headers=headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        file = runtime / f"kernel-{json.loads(answer.read())['id']}.json"
-    client = BlockingKernelClient(connection_file=str(file))
-    client.load_connection_file()
-    client.start_channels()
-    client.wait_for_ready(timeout=120)
-    client.stop_channels()
-    return json.loads(file.read_text("utf-8"))
 
 
 def test_the_log_keeps_what_is_not_harmless(caplog):

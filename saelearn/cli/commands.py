@@ -63,6 +63,7 @@ def lab(arguments: argparse.Namespace) -> None:
     show = not arguments.no_browser and has_display()
     with claim, tempfile.TemporaryDirectory(prefix="saelearn-") as scratch:
         _quiet_news(Path(scratch))
+        _stand_in_for_home(Path(scratch))
         _quiet_log()
         _share_cores()
         from jupyterlab.labapp import LabApp
@@ -330,6 +331,17 @@ def _quiet_news(scratch: Path) -> None:
     target.write_text(json.dumps(overrides), "utf-8")
     paths = [os.environ.get("JUPYTER_CONFIG_PATH", ""), str(scratch)]
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, paths))
+
+
+def _stand_in_for_home(scratch: Path) -> None:
+    """Where no home can be written, Jupyter and its kernels keep what they need in `scratch`."""
+    if os.access(os.path.expanduser("~"), os.W_OK):
+        return
+    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR",
+                 "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "MPLCONFIGDIR",
+                 "SAELEARN_CACHE"):  # fmt: skip
+        os.environ.setdefault(name, str(scratch / name.lower()))
+    print("Your home folder cannot be written: settings of JupyterLab last until it ends.")
 
 
 def _parser() -> argparse.ArgumentParser:
