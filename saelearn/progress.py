@@ -8,6 +8,7 @@ Lines are only added, in one go each, so that several lessons may be open at onc
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,10 @@ def keep(lesson: str, check: str, n: int, folder: Path | None = None) -> Solved 
             return None
         before = of_folder(folder).get(lesson, Solved(frozenset(), n))
         if check not in before.checks:
-            with (folder / FILE).open("a", encoding="utf-8") as file:
-                file.write(f"{lesson} {check} {n} {datetime.date.today()}\n")
+            with (folder / FILE).open("a+b") as file:  # writes at the end, wherever it reads
+                file.seek(-1 if (there := file.seek(0, os.SEEK_END)) else 0, os.SEEK_END)
+                begin = "\n" if there and file.read(1) != b"\n" else ""  # after a broken line
+                file.write(f"{begin}{lesson} {check} {n} {datetime.date.today()}\n".encode())
     except OSError:  # a folder that cannot be written, or was deleted: solving goes on
         return None
     return Solved(before.checks | {check}, n)
