@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ PLANTED = toy.PlantedFeatures.make()
 
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
-    return taught("04", nn=nn, sae=sae, metrics=metrics, P=PLANTED, train=train)
+    return taught(
+        "04", nn=nn, sae=sae, metrics=metrics, P=PLANTED, train=train, check=check, islice=islice
+    )
 
 
 @pytest.fixture
