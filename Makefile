@@ -14,11 +14,14 @@ STAMP := .venv/.ready-$(STATE)
 # For the GPU's kernels on a CPU: Triton's interpreter, and the NumPy that it accepts. Linux alone.
 KERNELS := .venv/triton/.ready-$(shell cksum < tests/triton.txt | cut -d ' ' -f 1)
 
+# What reads lesson 13's real model, beside the environment: the lessons run without it.
+READER := .venv/real/.ready-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
+
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 \
 	--nbval-sanitize-with=tests/nbval_sanitize.cfg
 PYTEST := $(PY) -m pytest -q --durations=8
 
-.PHONY: help lab test test-slow data lessons student doctor lint clean
+.PHONY: help lab ready test test-slow model live data lessons student doctor lint clean
 .DELETE_ON_ERROR:
 
 help: ## say what there is
@@ -27,11 +30,20 @@ help: ## say what there is
 lab: $(STAMP) ## open the course in JupyterLab; your copies of the lessons live in my_course/
 	@$(PY) -m saelearn.cli lab
 
+ready: $(STAMP) ## the environment alone
+
 test: $(STAMP) $(KERNELS) lint ## everything that must hold, in a few minutes
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow" $(NBVAL) tests notebooks
 
 test-slow: $(STAMP) ## what takes long
 	HYPOTHESIS_PROFILE=default $(PYTEST) -m slow tests
+
+model: $(READER) ## fetch lesson 13's real model, 93 MB, once
+	@PYTHONPATH=.venv/real $(PY) -m saelearn.cli fetch smollm2
+
+live: model ## lesson 13 with the real model
+	SAELEARN_LIVE="$$($(PY) -c 'from saelearn import real; print(real.folder())')" \
+		$(PYTEST) -p no:xdist -k real_model tests/test_real.py
 
 data: $(STAMP) ## rebuild everything in data/ from seeds
 	$(PY) -m saelearn.cli data
@@ -47,6 +59,12 @@ $(KERNELS): $(STAMP)
 	@rm -rf .venv/triton && mkdir -p .venv/triton
 	@$(PY) -m pip install -q --no-deps --target .venv/triton -r tests/triton.txt 2>/dev/null || \
 		echo "No Triton for this system: the tests of the GPU's kernels will be skipped."
+	@touch $@
+
+$(READER): $(STAMP)
+	@rm -rf .venv/real && mkdir -p .venv/real
+	@$(PY) -m pip install -q --no-deps --target .venv/real $$($(PY) -c 'import tomllib; print( \
+		*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["real"])')
 	@touch $@
 
 doctor: $(STAMP) ## what this machine has, and whether its backends agree

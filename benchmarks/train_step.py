@@ -66,7 +66,7 @@ def measure(size: str, l0: float, *, with_peers: bool, rounds: int, kind: str = 
         "ratio": ratios,
         "slowest_tenth": round(slowest, 2),
         "left_out": left_out,
-        "share_of_limit": round(machine.ratio(limits, times["saelearn"]), 3),
+        "share_of_limit": float(f"{machine.ratio(limits, times['saelearn']):.3g}"),
         "product_gflops": {
             n.removeprefix("product_"): round(2e-9 * B * D * F / statistics.median(t))
             for n, t in times.items()

@@ -16,6 +16,7 @@ from benchmarks import (
     grading,
     machine,
     peers,
+    scale,
     sweep,
     train_step,
 )
@@ -181,3 +182,15 @@ def test_a_class_is_graded_with_what_it_takes(capsys):
 def test_without_a_gpu_it_says_so(capsys):
     assert gpu.main([]) == 1
     assert "expected a CUDA GPU" in capsys.readouterr().err
+
+
+def test_scale_measures_a_small_harvest_and_plans_a_large_one(capsys):
+    small = ["--megabytes", "0.3", "--documents", "1", "--width", "64"]
+    scale.main(["--json", "--parts", "chunk", "passes", "--tokens", "1e6", *small])
+    report = printed(capsys)
+    assert report["chunk"]["tokens"] > 50_000 and report["chunk"]["megabytes_per_s"] > 0
+    rates = report["passes"]["tokens_per_s"]
+    assert rates["tenth_of_thirty"] > rates["all_thirty"]
+    plan = report["plan"]
+    assert plan["disk_tb"] == pytest.approx(1e6 * 127 / 128 * 768 * 2 * 12 / 1e12)
+    assert plan["core_days"] == pytest.approx(1e6 / rates["twelve_sites_to_disk"] / 86_400)

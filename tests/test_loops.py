@@ -118,18 +118,21 @@ def test_rows_that_are_too_uneven_for_bytes_go_another_way(large):
 def test_the_update_is_the_plain_one_in_double_precision(
     shape, clip_norm, unit, factor, steps, seed
 ):
-    """Clipped and not, with rows of length 1 and free ones, from the first step on."""
+    """Clipped and not, with rows of length 1 and free ones, from the second step on: the first is
+    the plain one."""
     torch.manual_seed(seed)
     sae = SAE(*shape, seed=seed)
     exact = SAE(*shape, seed=seed).double()
     ours, theirs = (Adam(s.parameters(), lr=1e-2, factors={s.b_enc: factor}) for s in (sae, exact))
-    for _ in range(steps):
+    for i in range(steps + 1):
         for p, q in zip(sae.parameters(), exact.parameters(), strict=True):
             q.grad = torch.randn_like(q) + 0.3
             p.grad = torch.empty_like(p).copy_(q.grad)
         slopes = {p: p.grad for p in sae.parameters()}
         how = {"clip_norm": clip_norm, "unit": sae.W_dec if unit else None}
-        assert move(slopes, ours, **how)
+        assert move(slopes, ours, **how) is (i > 0)
+        if i == 0:
+            update_(sae, ours, clip_norm=clip_norm, unit_norm=unit)
         update_(exact, theirs, clip_norm=clip_norm, unit_norm=unit)
     for p, q in zip(sae.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(p.double(), q, rtol=1e-5, atol=2e-6)
@@ -143,7 +146,10 @@ def test_the_update_is_the_plain_one_in_double_precision(
 def test_what_the_loops_cannot_move_is_left_to_the_plain_update():
     sae = SAE(4, 6).double()
     slopes = {p: torch.ones_like(p) for p in sae.parameters()}
-    assert not move(slopes, Adam(sae.parameters(), lr=1.0), clip_norm=1.0)
+    optimizer = Adam(sae.parameters(), lr=1.0)
+    for p in sae.parameters():
+        optimizer.state_of(p)  # not the first move, which is left to it anyhow
+    assert not move(slopes, optimizer, clip_norm=1.0)
     assert not any(p.eq(0).all() for p in sae.parameters() if p is sae.W_enc)
 
 
@@ -158,6 +164,23 @@ def run(code: str, **environment: str) -> str:
 
 def test_importing_does_not_load_numba():
     run("import sys, saelearn.train, saelearn.features; assert 'numba' not in sys.modules")
+
+
+TRAINED = """
+import sys, torch
+from saelearn.train import train
+x_ND = torch.randn(2_048, 128, generator=torch.Generator().manual_seed(0))
+for steps in (1, 100):
+    how = {"steps": steps, "batch_size": 1_024, "progress": False}
+    train(x_ND, 1_024, l1_coefficient=30.0, **how)
+    print("numba" in sys.modules)
+"""
+
+
+def test_a_training_does_not_wait_for_numba_before_its_first_step(tmp_path):
+    """Half of all is active then, and a dense step needs no loops; later ones do."""
+    run(TRAINED, SAELEARN_CACHE=str(tmp_path))  # measures a plan, by the loops
+    assert run(TRAINED, SAELEARN_CACHE=str(tmp_path)).split() == ["False", "True"]
 
 
 WITHOUT = """

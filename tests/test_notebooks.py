@@ -93,6 +93,7 @@ def run(notebook: dict, folder: Path) -> dict:
     client = NotebookClient(
         node,
         timeout=CELL_TIMEOUT,
+        startup_timeout=CELL_TIMEOUT,  # nbclient gives a kernel a minute: too few beside others
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         store_widget_state=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ PLANTED = toy.PlantedFeatures.make()
 
 @pytest.fixture(scope="module")
 def lesson() -> dict[str, Any]:
-    return taught("04", nn=nn, sae=sae, metrics=metrics, P=PLANTED, train=train)
+    return taught(
+        "04", nn=nn, sae=sae, metrics=metrics, P=PLANTED, train=train, check=check, islice=islice
+    )
 
 
 @pytest.fixture
@@ -150,3 +153,24 @@ def test_the_score_of_rows_is_f1():
         ([0, 0, 0, 1], 0),
     ):
         assert check.score(torch.tensor(taken) > 0, rows_FD, true_GD) == pytest.approx(expected)
+
+
+def test_what_stands_in_for_an_open_exercise_is_what_the_lesson_writes(lesson, rows):
+    draw = torch.Generator().manual_seed(12)
+    M_FD, b_F = torch.randn(48, 32, generator=draw) / 6, 0.1 * torch.randn(48, generator=draw)
+    torch.testing.assert_close(check.coded(rows, M_FD, b_F), lesson["tied"](rows, M_FD, b_F))
+    linear = lesson["TwoLinear"](32, 48)
+    layers = linear.encoder, linear.decoder
+    torch.testing.assert_close(check.translated(*layers), lesson["translate"](*layers))
+    f_F = torch.rand(48, generator=draw)
+    for ours, theirs in zip(
+        check.strongest(f_F, M_FD, 5), lesson["ingredients"](f_F, M_FD, 5), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    stepped = []
+    for step in (check.stepped, lesson["train_step"]):
+        weights = [given.clone().requires_grad_() for given in (M_FD, b_F)]
+        optimizer = torch.optim.Adam(weights, lr=3e-3)
+        values = [step(*weights, optimizer, rows, 0.3) for _ in range(3)]
+        stepped.append([*weights, torch.stack(values)])
+    torch.testing.assert_close(*stepped)

@@ -1,7 +1,7 @@
 """Lesson 13's real model: wheels that are verified, labels by a rule, and the live way.
 
 The live way runs with a small model of GPT-2's kind in place of the real one; with the real one
-where `$SAELEARN_LIVE` names its folder, or "fetched" (CI says why, if it cannot have it).
+where `$SAELEARN_LIVE` names its folder, as `make live` does.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def test_the_same_cells_run_with_another_model(gpt2_shaped, tmp_path, monkeypatc
 def test_the_same_cells_run_with_the_real_model(tmp_path, monkeypatch):
     folder = os.environ.get("SAELEARN_LIVE")
     if not folder:
-        pytest.skip("no real model here: `saelearn fetch smollm2`, then SAELEARN_LIVE=its folder")
+        pytest.skip("no real model here: `make live` fetches it")
     monkeypatch.setenv(real.SWITCH, folder)
     live(tmp_path)
 

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.world.sample import Sample, mean_sd
-from saelearn import features, steer, tiny
+from saelearn import steer, tiny
 from saelearn.corpus import world
 from saelearn.lm import Edit
 
 WORTH_TRYING = 12
+DRAWS = 20  # of other features
+OFTEN = 0.05  # of the prompts, for a feature that is drawn
 
 
 class Prompts:
@@ -67,15 +69,21 @@ def edits(sample: Sample, chosen: Sequence[Feature]) -> dict[str, Edit]:
     return {sites[s].site: steer.ablate(sample.sae(s), some) for s, some in by_sae.items()}
 
 
-def shortlist(sample: Sample, sae: str, k: int = 32) -> list[Feature]:
-    """Features that differ most between the two kinds of profession, at or before the pronoun."""
-    prompts, site = Prompts(sample, range(sample.n // 2)), tiny.recipes()[sae].site
+def _at_the_pronoun(sample: Sample, sae: str, prompts: Prompts) -> Tensor:
+    """Features since the profession was named, three words ago, "nurse said that": `[P, F]`."""
+    site = tiny.recipes()[sae].site
     f_NTF = sample.sae(sae).encode(sample.lm.capture(prompts.tokens_NT, [site])[site])
-    here = [  # since the profession was named, three words ago: "nurse said that"
+    here = [
         f_NTF[n, t - 2 : t + 1].sum(0)
         for n, t in zip(prompts.row_P, prompts.at_P2[:, 1], strict=True)
     ]
-    f_PF = torch.stack(here) * sample.sae(sae).W_dec.norm(dim=1)
+    return torch.stack(here) * sample.sae(sae).W_dec.norm(dim=1)
+
+
+def shortlist(sample: Sample, sae: str, k: int = 32) -> list[Feature]:
+    """Features that differ most between the two kinds of profession, at or before the pronoun."""
+    prompts = Prompts(sample, range(sample.n // 2))
+    f_PF = _at_the_pronoun(sample, sae, prompts)
     difference_F = f_PF[prompts.leans_P].mean(0) - f_PF[~prompts.leans_P].mean(0)
     return [(sae, feature) for feature in difference_F.abs().topk(k).indices.tolist()]
 
@@ -121,17 +129,18 @@ def remaining(sample: Sample, chosen: Sequence[Feature]) -> float:
 
 
 def score(sample: Sample, chosen: Sequence[Feature]) -> dict[str, float]:
-    """The gap before and after, the price, and what as many random features do."""
+    """The gap before and after, the price, and what as many other features do, drawn from those
+    that are active at the same places: any that are silent there would change nothing."""
     prompts = Prompts(sample, range(sample.n // 2, sample.n))
     tokens_NT = sample.held.tokens_NT[sample.n // 2 :][:2_000]
     without = edits(sample, chosen)
     clean, ablated = sample.lm.loss(tokens_NT), sample.lm.loss(tokens_NT, without)
     before, random = prompts.gap(), []
-    living = {sae: _living(sample, sae, tokens_NT[:400]) for sae, _ in chosen}
-    for seed in range(5):
+    others = {sae: _others(sample, sae, prompts, chosen) for sae, _ in chosen}
+    for seed in range(DRAWS):
         generator = torch.Generator().manual_seed(seed)
         some = [
-            (sae, living[sae][int(torch.randint(len(living[sae]), (), generator=generator))])
+            (sae, others[sae][int(torch.randint(len(others[sae]), (), generator=generator))])
             for sae, _ in chosen
         ]
         random.append(before - prompts.gap(edits(sample, some)))
@@ -146,8 +155,7 @@ def score(sample: Sample, chosen: Sequence[Feature]) -> dict[str, float]:
     }
 
 
-def _living(sample: Sample, sae: str, tokens_NT: Tensor) -> list[int]:
-    site = tiny.recipes()[sae].site
-    x_NTD = sample.lm.capture(tokens_NT, [site])[site]
-    f_NF = features.encode(sample.sae(sae), x_NTD.flatten(0, 1))
-    return (f_NF > 0).double().mean(0).gt(1e-4).nonzero().flatten().tolist()
+def _others(sample: Sample, sae: str, prompts: Prompts, chosen: Sequence[Feature]) -> list[int]:
+    share_F = (_at_the_pronoun(sample, sae, prompts) > 0).double().mean(0)
+    active = share_F.gt(OFTEN).nonzero().flatten().tolist()
+    return [feature for feature in active if (sae, feature) not in chosen]

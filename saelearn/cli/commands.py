@@ -203,6 +203,20 @@ def train(arguments: argparse.Namespace) -> int:
     return jobs.run(**named, progress=not arguments.quiet)
 
 
+def harvest(arguments: argparse.Namespace) -> None:
+    """Write a model's activations to the disk."""
+    from saelearn.cli import harvest as harvesting
+
+    named = {k: v for k, v in vars(arguments).items() if k not in ("command", "run", "quiet")}
+    harvesting.run(**named, progress=not arguments.quiet)
+
+
+def i_of_n(text: str) -> tuple[int, int]:
+    """`0/2` is the first of two."""
+    i, n = text.split("/")
+    return int(i), int(n)
+
+
 def steps_or_seconds(text: str) -> int | timedelta:
     """`500` is every 500 steps, `90s` every 90 seconds."""
     return timedelta(seconds=float(text[:-1])) if text.endswith("s") else int(text)
@@ -409,8 +423,43 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("fetch", help="get lesson 13's real model: 93 MB, once")
     command.add_argument("name", choices=["smollm2"], help="SmolLM2-135M-Instruct, Apache-2.0")
     command.set_defaults(run=fetch)
+    _add_harvest(commands)
     _add_train(commands)
     return parser
+
+
+def _add_harvest(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "harvest",
+        help="write a model's activations over texts to the disk",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Write a model's activations to the disk, for `saelearn train --activations`. "
+        "Called again it goes on where it was stopped; --part shares the work.",
+    )
+    command.set_defaults(run=harvest)
+    add = command.add_argument
+    add("--out", type=Path, required=True, help="the folder; of several sites, one in it for each")
+    add("--site", nargs="+", default=(), dest="sites", metavar="SITE",
+        help="places in the model, read in one pass (tiny has a default)")  # fmt: skip
+    _add_source(add)
+    add("--part", type=i_of_n, metavar="I/N", help="the I-th of N processes, from 0: 0/2 and 1/2")
+    add("--skip", type=int, default=1, help="first positions of each document to leave out")
+    add("--dtype", default="float16", help="of the rows: float16, bfloat16 or float32")
+    add("--device", default="cpu", help="that the model runs on: cpu, cuda or mps")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_source(add) -> None:
+    """What rows of a model are made from."""
+    add("--model", default="tiny", help="the model: tiny, a folder or a name")
+    add("--text", type=Path, help="a file (.txt, .jsonl) or a folder (default: the course's own)")
+    add("--documents", type=int, default=4_000, help="how many of the course's corpus")
+    add("--length", type=int, default=128, help="tokens in one document of a text")
+    add("--bos", action=argparse.BooleanOptionalAction,
+        help="open documents by BOS, or not (default: as the model was trained)")  # fmt: skip
+    add("--max-norm", type=float, help="leave out rows longer than so many times the median row")
+    add("--leave-tokens", type=int, nargs="*", default=(), metavar="ID",
+        help="leave out the rows of these token ids")  # fmt: skip
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -425,14 +474,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     add = command.add_argument
     add("--out", type=Path, required=True, help="the folder to save to, in SAELens' layout")
     add("--activations", type=Path, help=".npy or .safetensors with [N, D], or a store's folder")
-    add("--model", default="tiny", help="without --activations: the model, a folder or a name")
     add("--site", help="a place in the model, such as transformer.h.1:out (tiny has a default)")
-    add("--text", type=Path, help="a text file (default: the course's own corpus)")
-    add("--documents", type=int, default=4_000, help="how many of the course's corpus")
-    add("--length", type=int, default=128, help="tokens in one document of a text file")
-    add("--max-norm", type=float, help="leave out rows longer than so many times the median row")
-    add("--leave-tokens", type=int, nargs="*", default=(), metavar="ID",
-        help="leave out the rows of these token ids")  # fmt: skip
+    _add_source(add)
     add("--d-sae", type=int, help="number of features (default: 16 times the width)")
     add("--kind", default="standard", help="standard, topk, batchtopk, jumprelu or gated")
     add("--k", type=int, help="active features, for topk and batchtopk")

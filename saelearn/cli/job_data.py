@@ -6,7 +6,7 @@ Shapes: N rows, D activation width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from saelearn import artifacts, corpus, tiny
-from saelearn.activations import ActivationStore, chunk, collect, gather
+from saelearn.activations import ActivationStore, chunks, collect, gather
 from saelearn.errors import ArtifactError, Refusal
-from saelearn.lm import LM, TINY
+from saelearn.lm import LM, OURS, TINY
 from saelearn.train import memory, parallel
 from saelearn.train.batches import check_rows, fingerprint
 
@@ -68,7 +68,7 @@ def _read_npy(path: Path) -> Tensor:
 def from_model(
     out: Path, model: str, site: str | None, text: Path | None, documents: int, length: int,
     batch_size: int, seed: int, progress: bool, *, max_norm: float | None = None,
-    leave_tokens: Sequence[int] = (),
+    leave_tokens: Sequence[int] = (), device: str = "cpu", bos: bool | None = None,
 ) -> Data:  # fmt: skip
     """A model's activations over a text; in memory if they fit, else in a folder beside `out`.
 
@@ -77,23 +77,14 @@ def from_model(
         batch_size, seed: of the batches that a store gives.
         progress: show progress bars.
         max_norm, leave_tokens: rows to leave out, as for `activations.collect`.
+        device, bos: as for `LM.load`.
     """
     progress = progress and parallel.rank() == 0
-    lm = LM.load(model)
-    site = site or (tiny.SITE if model == TINY else "")
-    lm.find_site(site)  # refuses before any work is done
-    if text is None and model != TINY:
-        raise Refusal("a text for this model", "none", "--text FILE")
-    if text is None:
-        docs = corpus.documents(documents)
-        tokens_NT, source = corpus.encode(docs, lm.tokenizer.get_vocab()), f"corpus {documents}"
-    else:
-        try:
-            words = text.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"a readable text file {text}", str(error)) from error
-        tokens_NT = chunk(lm, words, length=min(length, lm.context_length or length))
-        source = hashlib.sha256(words.encode()).hexdigest()
+    lm, (site,) = model_at(model, [site] if site else [], device=device, bos=bos)
+    tokens_NT = torch.cat(list(batches(lm, text, documents, length, 128)))
+    source = f"corpus {documents}"
+    if text is not None:
+        source = hashlib.sha256(tokens_NT.numpy().tobytes()).hexdigest()
     about = {"model_name": model} | lm.about(site, context_size=tokens_NT.shape[1])
     about |= {"text": source}
     leave = {"max_norm": max_norm, "leave_tokens": list(leave_tokens)}
@@ -112,6 +103,35 @@ def from_model(
     store = gather(lm, tokens_NT, site, folder=folder, batch_size=batch_size, seed=seed,
                    progress=progress, **leave)  # fmt: skip
     return _of_store(store, about)
+
+
+def model_at(
+    model: str, sites: Sequence[str], *, device: str, bos: bool | None
+) -> tuple[LM, Sequence[str]]:
+    """The model, and the sites if it has them: the course's model has one by default."""
+    lm = LM.load(model, device=device, bos=bos)
+    sites = sites or [tiny.SITE if model == TINY else ""]
+    for site in sites:
+        lm.find_site(site)  # refuses before any work is done
+    return lm, sites
+
+
+def batches(
+    lm: LM, text: Path | None, documents: int, length: int, batch_size: int
+) -> Iterator[Tensor]:
+    """Documents of a text, or of the course's corpus for the course's model."""
+    if text is not None:
+        length = min(length, lm.context_length or length)
+        found = chunks(lm, text, length=length, batch_size=batch_size)
+        if (first := next(found, None)) is None:
+            raise Refusal(f"a text of at least {length} tokens", f"a shorter one: {text}")
+        yield first
+        yield from found
+    elif lm.name != OURS:
+        raise Refusal("a text for this model", "none", "--text FILE")
+    else:
+        tokens_NT = corpus.encode(corpus.documents(documents), lm.tokenizer.get_vocab())
+        yield from tokens_NT.split(batch_size)
 
 
 def _of_tensor(x_ND: Tensor, about: dict[str, Any]) -> Data:

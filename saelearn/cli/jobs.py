@@ -57,6 +57,7 @@ def run(
     length: int = 128,
     max_norm: float | None = None,
     leave_tokens: Sequence[int] = (),
+    bos: bool | None = None,
     d_sae: int | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int | timedelta = timedelta(minutes=1),
@@ -102,6 +103,8 @@ def run(
                 progress,
                 max_norm=max_norm,
                 leave_tokens=leave_tokens,
+                device=device,
+                bos=bos,
             )
         else:
             if max_norm is not None or leave_tokens:

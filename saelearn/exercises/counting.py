@@ -68,7 +68,10 @@ def _drawn(seed: int) -> list[tuple[Tensor, bool, str]]:
     return models
 
 
-@exercise("Exercise 2.4", passed="more features than dimensions: turning the axes changes nothing")
+@exercise(
+    "Exercise 2.4: mend it",
+    passed="more features than dimensions: turning the axes changes nothing",
+)
 def superposed(is_superposed: Callable) -> None:
     """`is_superposed(W_GD)` -> whether more features have a direction than there are dimensions."""
     for W_GD, right, mistake in _models() + _drawn(seed=25):
@@ -98,7 +101,7 @@ def _true_or_false(answer: Any) -> bool:
 
 
 @exercise(
-    "Exercise 2.4, the wrong line",
+    "Exercise 2.4: the wrong line",
     passed="that model shares nothing: its axes are only turned, so its neurons are mixed. The "
     "function measures polysemanticity.",
 )

@@ -83,7 +83,7 @@ def _draw(
 
 
 @exercise(
-    "Exercise 2.1",
+    "Exercise 2.1: the sampler",
     passed="each feature tosses its own coin, and those that are on draw their own amplitude",
 )
 def sampler(sample: Callable) -> None:

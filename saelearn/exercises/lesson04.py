@@ -93,6 +93,16 @@ def tied(function: Callable) -> None:
     with earned(0.5):
         for x_hat_BD, given in cases:
             _judge_reconstruction(x_hat_BD, *given)
+        x_BD, *weights = cases[0][1]
+        trained = dict(zip(("M_FD", "b_F"), (w.requires_grad_() for w in weights), strict=True))
+        for part in range(2):  # called for each: the second would find the first one's graph gone
+            learns(call_with_torch(function, x_BD, *weights)[part], **trained)
+
+
+def coded(x_BD: Tensor, M_FD: Tensor, b_F: Tensor) -> tuple[Tensor, Tensor]:
+    """What the lesson goes on with while exercise 4.1 is open: code `[B, F]` and x̂ `[B, D]`."""
+    c_BF = torch.relu(x_BD @ M_FD.T + b_F)
+    return c_BF, c_BF @ M_FD
 
 
 def _judge_code(answer: Any, x_BD: Tensor, M_FD: Tensor, b_F: Tensor) -> None:
@@ -182,6 +192,25 @@ def train_step(function: Callable) -> None:
         _judge_steps(function, start_FD, torch.rand(2, b, d, generator=draw), lr, alpha)
 
 
+def stepped(
+    M_FD: Tensor, b_F: Tensor, optimizer: torch.optim.Optimizer, x_BD: Tensor, alpha: float
+) -> Tensor:
+    """What the lesson goes on with while exercise 4.3 is open: M and b after one step."""
+    c_BF, x_hat_BD = coded(x_BD, M_FD, b_F)
+    value = (x_BD - x_hat_BD).square().sum(1).mean() + alpha * c_BF.sum(1).mean()
+    return step_down(value, optimizer, M_FD)
+
+
+def step_down(value: Tensor, optimizer: torch.optim.Optimizer, W_dec_FD: Tensor) -> Tensor:
+    """Exercise 4.3's step for any model: down the slope of `value`, then rows of length 1."""
+    optimizer.zero_grad()
+    value.backward()
+    optimizer.step()
+    with torch.no_grad():
+        W_dec_FD.div_(W_dec_FD.norm(dim=1, keepdim=True))
+    return value.detach()
+
+
 def _judge_steps(
     function: Callable, start_FD: Tensor, x_SBD: Tensor, lr: float, alpha: float
 ) -> None:
@@ -259,6 +288,12 @@ def translation(function: Callable) -> None:
             need_shape(result[3], (d,), "b_dec_D"),
         )
         _judge_translation(answer, [each.double() for each in given], torch.randn(20, d).double())
+
+
+def translated(encoder: nn.Linear, decoder: nn.Linear) -> tuple[Tensor, ...]:
+    """What the lesson goes on with while exercise 4.4 is open: W_enc, b_enc, W_dec, b_dec."""
+    W_enc_DF, b_dec_D = encoder.weight.T, decoder.bias
+    return W_enc_DF, encoder.bias + b_dec_D @ W_enc_DF, decoder.weight.T, b_dec_D
 
 
 LAYERS = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
@@ -357,7 +392,7 @@ def _missed(taken_F: Tensor, W_FD: Tensor, true_GD: Tensor) -> str:
 
 
 @exercise(
-    "Exercise 4.6: what is it made of?",
+    "Exercise 4.6: the list of ingredients",
     passed="a reconstruction is a short list: which rows, and how much of each.",
 )
 def ingredients(function: Callable) -> None:
@@ -371,27 +406,33 @@ def ingredients(function: Callable) -> None:
         unchanged(given[1], W_dec_FD, "W_dec_FD")
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise Mistake("two things are to be returned: which features, and what each adds")
-        strongest = f_F.topk(k).indices.tolist()
-        _judge_order(need_shape(result[0], (k,), "the list of features"), f_F, strongest)
+        first_K = f_F.topk(k).indices.tolist()
+        _judge_order(need_shape(result[0], (k,), "the list of features"), f_F, first_K)
         parts_KD = need_shape(result[1], (k, d), "the table of parts", "One row for each feature.")
-        f_K1, rows_KD = f_F[strongest, None], W_dec_FD[strongest]
+        f_K1, rows_KD = f_F[first_K, None], W_dec_FD[first_K]
         wrong = {"these are the rows; how much of each? Multiply by its activation.": rows_KD}
         if f == d:
-            columns_KD = f_K1 * W_dec_FD.T[strongest]
+            columns_KD = f_K1 * W_dec_FD.T[first_K]
             wrong["those are columns of W_dec; what i writes is row i."] = columns_KD
         otherwise = "a part is the feature's activation times its row of W_dec."
         diagnose(parts_KD, f_K1 * rows_KD, wrong, otherwise)
 
 
-def _judge_order(which_K: Tensor, f_F: Tensor, strongest: list[int]) -> None:
-    k, weakest = len(strongest), f_F.argsort()[: len(strongest)].tolist()
+def strongest(f_F: Tensor, W_dec_FD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """What the lesson goes on with while exercise 4.6 is open: indices `[k]`, parts `[k, D]`."""
+    f_K, which_K = f_F.topk(k)
+    return which_K, f_K[:, None] * W_dec_FD[which_K]
+
+
+def _judge_order(which_K: Tensor, f_F: Tensor, first: list[int]) -> None:
+    k, weakest = len(first), f_F.argsort()[: len(first)].tolist()
     if close(which_K, f_F.topk(k).values):
         raise Mistake("these are the activations; their numbers are asked for: topk's indices.")
-    if (got := which_K.tolist()) == strongest:
+    if (got := which_K.tolist()) == first:
         return
-    if got == strongest[::-1]:
+    if got == first[::-1]:
         raise Mistake(f"the right {k}, weakest first: turn the order round.")
-    if sorted(got) == sorted(strongest):
+    if sorted(got) == sorted(first):
         raise Mistake(f"the right {k}, but not strongest first: in the order of their numbers?")
     if sorted(got) == sorted(weakest):
         raise Mistake("these are the weakest: sort in falling order.")

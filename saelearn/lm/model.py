@@ -65,16 +65,23 @@ class LM(Reader):
         refuse_other_kinds(self.model)
 
     @classmethod
-    def load(cls, name: str | Path = TINY, *, device: str = "cpu", dtype: str = "float32") -> LM:
+    def load(
+        cls,
+        name: str | Path = TINY,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        bos: bool | None = None,
+    ) -> LM:
         """Load the course's model ("tiny"), a folder, or a name on the Hugging Face hub.
 
-        What comes with a model as code is never run.
+        What comes with a model as code is never run. `bos` is as for `LM`.
 
         Raises:
             Refusal: there is no such model here, the hub cannot be reached, or tensors are missing.
         """
         source = artifacts.find("lm") if name == TINY else name
-        lm = cls(*loading.load(name, source, device=device, dtype=dtype))
+        lm = cls(*loading.load(name, source, device=device, dtype=dtype), bos=bos)
         lm.name = OURS if name == TINY else "" if Path(name).exists() else str(name)
         return lm
 

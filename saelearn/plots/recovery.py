@@ -37,7 +37,9 @@ FORMS = {  # form -> (what happens on the way in, the matrix in, the matrix out,
 @literal
 def forms(*names: str) -> Figure:
     """Ways of writing an SAE: x goes up into a wider code and comes down again."""
-    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names) + 0.4, 2.9), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(3.15 * len(names) + 0.4, 2.9), squeeze=False
+    )
     for axis, name in zip(axes[0], names, strict=True):
         before, encoder, decoder, after = FORMS[name]
         code = "c" if name == "tied" else "f"
@@ -235,7 +237,7 @@ def good_and_bad(panels: Mapping[str, Mapping[str, float]], *, wrong: str) -> Fi
         for i, (name, value) in enumerate(values.items()):
             colour = style.STEERED if name == wrong else style.FEATURE
             axis.barh(i, value, color=colour, height=0.6)
-            axis.text(value, i, f" {value:.2g}", va="center", color=colour)
+            axis.text(value, i, f" {value:.2g}", va="center", color=style.DATA)
         axis.set(yticks=range(len(values)), yticklabels=list(values), xlabel=title, xticks=[])
         axis.set(xlim=(0, 1.4 * max(values.values()) + 1e-9))
     axes[0, 0].invert_yaxis()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
@@ -24,9 +25,20 @@ CHUNK_ROWS = 1_024
 ROOM = 0.03  # share of entries that lists begin with; they grow
 
 
+def can_loop() -> bool:
+    """Whether numba is there, without the second that it takes to load."""
+    try:
+        return find_spec("numba") is not None
+    except ValueError:  # a module that says nothing of where it comes from
+        return False
+
+
 @cache
 def loops() -> ModuleType | None:
-    """The compiled loops, or None where numba is missing: then every step is dense."""
+    """The compiled loops, or None where numba is missing: then every step is dense.
+
+    Loaded by the first step that needs them: no training waits for them to begin.
+    """
     try:
         from saelearn.train.fast import loops
     except ImportError:

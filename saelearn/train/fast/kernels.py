@@ -154,13 +154,13 @@ class Kernel:
         """Each SAE goes its own way: what one does never depends on its neighbours."""
         given, limit = (sae, input_KBD, target_KBD, price), self.plan.sparse_below
         on_cpu = target_KBD.device.type == "cpu"
-        if self.precision != "fp32" or not on_cpu or not limit or loops() is None:
+        if self.precision != "fp32" or not on_cpu or not limit:
             return self._dense_parts(*given)
         few_K = few(input_KBD, sae.W_enc_KFD, sae.b_enc_KF, limit=limit)
+        if not few_K.any() or loops() is None:
+            return self._dense_parts(*given)
         if few_K.all():
             return self._sparse_parts(*given)
-        if not few_K.any():
-            return self._dense_parts(*given)
         place_K = torch.cat([few_K.nonzero(), (~few_K).nonzero()])[:, 0].argsort()
         sparse = self._sparse_parts(*_some(few_K, *given))
         both = zip(sparse, self._dense_parts(*_some(~few_K, *given)), strict=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from saelearn import artifacts
 from saelearn.errors import ArtifactError
-from saelearn.train.fast.active import loops
+from saelearn.train.fast.active import can_loop, loops
 from saelearn.train.fast.kernels import Case, Kernel, Plan, Stack
 from saelearn.train.fast.machine import cache_dir, processor
 from saelearn.train.fast.search import ENCODERS
@@ -51,7 +51,7 @@ def measured_plan(d_in: int, d_sae: int, batch_size: int, *, device: str = "cpu"
 def _remembered(B: int, D: int, F: int, threads: int) -> Plan:
     name = {"shape": [B, D, F], "threads": threads, "processor": processor()}
     name["torch"] = torch.__version__
-    name |= {"level": torch.backends.cpu.get_cpu_capability(), "loops": loops() is not None}
+    name |= {"level": torch.backends.cpu.get_cpu_capability(), "loops": can_loop()}
     path = cache_dir() / "plans" / f"{B}x{D}x{F}-{threads}.json"
     try:
         kept = artifacts.read_json(path)

@@ -27,13 +27,18 @@ def move(
 ) -> bool:
     """Move parameters as `update.update_` does, if the loops can: says whether it did.
 
+    The first move of a training is left to that: a dense step needs no loops, and most trainings
+    begin with one, so that none waits for the loops to load before it begins.
+
     Args:
         slopes: for each parameter its gradient, which is not changed; None moves nothing.
         unit: the parameter whose rows stay at length 1.
         n_saes: K; if there are several, each parameter is `[K, ...]`.
     """
-    compiled = loops()
     moved = {p: slope for p, slope in slopes.items() if slope is not None}
+    if not all(optimizer.state.get(p) for p in moved):
+        return False
+    compiled = loops()
     if compiled is None or not all(_fits(p, slope, p is unit) for p, slope in moved.items()):
         return False
     rows = {p: (_matrix(slope, p), _matrix(p, p)) for p, slope in moved.items()}
