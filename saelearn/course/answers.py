@@ -8,6 +8,7 @@ checks are written without a thought of any of this.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import select
@@ -50,10 +51,17 @@ class Gone(BaseException):
 
 
 class Mother:
-    """The process that forks sandboxes; a context."""
+    """The process that forks sandboxes; a context.
 
-    def __init__(self, modules: Iterable[str] = ()):
+    Args:
+        modules: what it imports for all of them.
+        common: statements that it runs for all of them, once and unconfined: of the package's own
+            lessons only, never of a file. Empty afterwards if that did not work.
+    """
+
+    def __init__(self, modules: Iterable[str] = (), common: Iterable[str] = ()):
         self._modules = sorted(set(modules))
+        self.common = list(common)
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
 
@@ -67,6 +75,10 @@ class Mother:
                 command, env=environment, pass_fds=[theirs.fileno()], cwd="/"
             )
         self._request(["import", *self._modules])
+        if self.common and self._request(["share", json.dumps(self.common)]) != "done":
+            self.__exit__()
+            self.common = []
+            return self.__enter__()
         warm_up()  # here too: an import that a check's time limit cut short would stay half done
         return self
 
@@ -143,15 +155,26 @@ class Sandbox:
         with contextlib.suppress(RecursionError):  # folders in folders, thousands of them: left
             self._scratch.cleanup()
 
-    def needed(self, sources: list[str], wanted: list[bool]) -> list[str]:
-        """What to run of each cell, see `saelearn.course.needed`; all of it if that fails."""
+    def needed(self, sources: list[str], wanted: list[bool]) -> tuple[list[str], bool]:
+        """What to run of each cell, see `saelearn.course.needed`; all of it if that fails.
+
+        And whether what the mother has run stands for the rest.
+        """
+        common = self._mother.common
         self._until(self.limits.cell)
         with contextlib.suppress(Gone), self._by_the_rules():
-            header, _ = self._ask({"do": "needed", "sources": sources, "wanted": wanted})
+            asked = {"do": "needed", "sources": sources, "wanted": wanted, "common": common}
+            header, _ = self._ask(asked)
             found = header.get("value")
             if isinstance(found, list) and len(found) == len(sources):
-                return [str(each) for each in found]
-        return sources
+                return [str(each) for each in found], header.get("early") == common
+        return sources, False
+
+    def forget(self) -> None:
+        """Begin with an empty notebook, without what the mother has run."""
+        self._until(self.limits.cell)
+        with contextlib.suppress(Gone), self._by_the_rules():
+            self._ask({"do": "forget"})
 
     def run(self, source: str) -> str:
         """Run a cell; returns what it raised, in words, or nothing."""

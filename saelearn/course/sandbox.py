@@ -2,6 +2,7 @@
 
 `python -m saelearn.course.sandbox` is a mother process that imports what lessons import, knows
 nothing of students, and forks a child for each submission, so that each starts at once and alone.
+(She may also have run what the package's own lesson computes before any answer counts.)
 A child gives up its rights (`confine`), then answers the judge's requests one by one: run a cell,
 evaluate an expression, call one of the functions that came out of it.
 
@@ -14,6 +15,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import json
 import os
 import signal
 import sys
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from saelearn.course import confine, wire
 from saelearn.course.confine import Limits
-from saelearn.course.needed import needed
+from saelearn.course.needed import split
 
 TEXT = 2_000  # characters of an error
 
@@ -62,7 +64,13 @@ class Child:
     def _do_needed(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
         magic = self._shell.input_transformer_manager
         python = [magic.transform_cell(source) for source in header["sources"]]
-        return {"value": needed(python, header["wanted"])}
+        left, early = split(python, header["wanted"], header["common"])
+        return {"value": left, "early": early}
+
+    def _do_forget(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
+        """Begin with an empty notebook: what the mother has run may not be run early here."""
+        self._shell.reset(new_session=False)
+        return {}
 
     def _do_cell(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
         """Run a cell as a notebook does; what it raises is told and nothing more."""
@@ -200,6 +208,8 @@ def mother(control: int) -> None:
                     with contextlib.suppress(ImportError):
                         importlib.import_module(name)
                 judge.sendall(b"done")
+            elif word == "share":
+                judge.sendall(b"done" if _shared(shell, json.loads(rest[0])) else b"failed")
             elif word == "start":
                 own = os.getpid()
                 gc.freeze()  # so that a child's collector leaves shared memory alone
@@ -214,6 +224,13 @@ def mother(control: int) -> None:
             else:
                 _end(int(rest[0]))
                 judge.sendall(b"done")
+
+
+def _shared(shell: Any, statements: list[str]) -> bool:
+    """Run what a lesson needs in any case, for all children; whether they can be forked then."""
+    fine = all(shell.run_cell(each, store_history=False).success for each in statements)
+    threads = Path("/proc/self/task")
+    return fine and (not threads.exists() or len(list(threads.iterdir())) == 1)
 
 
 def warm_up() -> None:
