@@ -62,7 +62,8 @@ def split(
     pieces: list[tuple[int, ast.Module]] = []
     for i, source in enumerate(sources):
         tree = _parsed(source)
-        parts = [tree] if wanted[i] else [ast.Module([each], []) for each in tree.body]
+        lessons = [] if wanted[i] else _Taken().visit(tree).body
+        parts = [tree] if wanted[i] else [ast.Module([each], []) for each in lessons]
         pieces += [(i, part) for part in parts]
     always = [wanted[i] for i, _ in pieces]
     effects = _effects([tree for _, tree in pieces])
@@ -78,6 +79,16 @@ def split(
         left[i] += [texts[n]] if run and n not in early else []
     kept = [s if w else "\n".join(x) for s, w, x in zip(sources, wanted, left, strict=True)]
     return kept, [texts[n] for n in sorted(early)]
+
+
+class _Taken(ast.NodeTransformer):
+    """Puts the library's version for `own(answer, library's)`: where answers are judged by another
+    process no check has taken one, so that it comes to the same."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        of_two = isinstance(node.func, ast.Name) and len(node.args) == 2 and not node.keywords
+        return node.args[1] if of_two and node.func.id == "own" else node
 
 
 Effect = tuple[set[str], set[str], set[str]]
