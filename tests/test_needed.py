@@ -91,6 +91,9 @@ EARLY = {
     "nothing before an answer that reads what was there": (
         ["x = 1", "mine = x", "x = 2", "mine = x"], [],
     ),
+    "the library's version, where no check has taken an answer": (
+        ["mine = f", "y = own(mine, g)", "x = y(1)", "mine = x"], ["y = g", "x = y(1)"],
+    ),
     "nothing, for who reaches all": (["x = 1", "mine = globals()['x']"], []),
 }  # fmt: skip
 
@@ -137,11 +140,19 @@ def test_marks_are_the_same_where_a_lesson_is_computed_once():
 
 
 @posix
-def test_a_mother_whose_lesson_raises_computes_nothing_for_all():
-    with Mother((), ["x = 1", "1 / 0"]) as mother:
-        assert mother.common == []
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "1 / 0",
+        "import threading as t\nt.Thread(None, t.Event().wait, daemon=True).start()",
+    ],
+    ids=["raises", "starts a thread"],
+)
+def test_a_mother_computes_for_all_what_comes_before_a_statement_that_cannot_be(bad):
+    with Mother((), ["x = 1", bad, "y = 2"]) as mother:
+        assert mother.common == ["x = 1"]
         with Sandbox(mother, Limits()) as sandbox:
-            assert "NameError" in sandbox.run("x")
+            assert sandbox.run("x") == "" and "NameError" in sandbox.run("y")
 
 
 @pytest.fixture(scope="module")
