@@ -48,6 +48,10 @@ NAMES = "names.csv"
 FIELDS = ("student", "lesson", "check", "exercise", "points", "earned", "state", "message")
 
 
+def _quiet(_: str) -> None:
+    """Where nobody asked to be told how it goes."""
+
+
 def grade(
     folder: Path,
     release_at: Path,
@@ -56,7 +60,7 @@ def grade(
     workers: int = 1,
     anonymous: bool = False,
     limits: Limits | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = _quiet,
     mother: Mother | None = None,
 ) -> list[Graded]:
     """Grade what is in `folder`, and write the gradebook and feedback into `out`.
@@ -84,7 +88,7 @@ def grade(
         _write(out / NAMES, _csv(("id", "student"), rows))
         (out / NAMES).chmod(0o600)
     if workers > 1:
-        parts = [{"part": (k, workers), "aloud": True} for k in range(workers)]
+        parts = [{"part": (k, workers), "aloud": say is not _quiet} for k in range(workers)]
         for process in [_apart(folder, release_at, out, limits, **part) for part in parts]:
             process.wait()  # what one of them leaves undone is done below
     grade_part(folder, release_at, out, limits=limits, say=say, mother=mother)
@@ -105,7 +109,7 @@ def grade_part(
     part: tuple[int, int] = (0, 1),
     only: tuple[str, str] | None = None,
     limits: Limits | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = _quiet,
     mother: Mother | None = None,
 ) -> None:
     """Grade what has no result yet: every n-th of them, `part` is which, and n; or `only` one."""
