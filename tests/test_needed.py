@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import small_class
@@ -11,7 +12,8 @@ from small_class import answered
 from saelearn import artifacts, course
 from saelearn.course import judge, points, restore
 from saelearn.course.answers import Mother, Sandbox
-from saelearn.course.needed import needed
+from saelearn.course.confine import Limits
+from saelearn.course.needed import needed, split
 
 posix = pytest.mark.skipif(os.name == "nt", reason="students' code runs on POSIX alone")
 
@@ -77,6 +79,82 @@ def test_what_was_written_by_a_student_is_run_whole():
     assert needed(["print( 1 )", "y = 2"], [True, False]) == ["print( 1 )", ""]
 
 
+EARLY = {
+    "all that an answer needs and does not decide": (
+        ["x = 1", "y = x + 1", "mine = y"], ["x = 1", "y = x + 1"],
+    ),
+    "nothing that nobody needs": (["x = 1", "y = 2", "mine = x"], ["x = 1"]),
+    "nothing that an answer decides": (
+        ["x = 1", "mine = 2", "y = mine + x", "mine = y"], ["x = 1"],
+    ),
+    "nothing that an answer changes": (["x = [1]", "x.append(2)\nmine = x"], []),
+    "nothing before an answer that reads what was there": (
+        ["x = 1", "mine = x", "x = 2", "mine = x"], [],
+    ),
+    "the library's version, where no check has taken an answer": (
+        ["mine = f", "y = own(mine, g)", "x = y(1)", "mine = x"], ["y = g", "x = y(1)"],
+    ),
+    "nothing, for who reaches all": (["x = 1", "mine = globals()['x']"], []),
+}  # fmt: skip
+
+
+def with_answers(sources: list[str]) -> tuple[list[str], list[bool]]:
+    return sources, ["mine" in source.split("=")[0] for source in sources]
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_what_may_be_run_once_for_a_class(name):
+    sources, early = EARLY[name]
+    left, found = split(*with_answers(sources))
+    assert found == early
+    assert split(*with_answers(sources), found) == (left, found)
+
+
+def test_what_was_run_early_does_not_count_where_an_answer_changes_it():
+    common = ["x = [1]", "y = x + [2]"]
+    lesson = [*common, "mine = y"]
+    assert split(*with_answers(lesson), common) == (["", "", "mine = y"], common)
+    for own in ("mine = x = 2", "mine = y\nx.append(3)", "mine = globals()"):
+        sources = [*lesson[:2], own]
+        left, early = split(*with_answers(sources), common)
+        assert early == [] and left == needed(*with_answers(sources))
+    assert split(*with_answers([*common[::-1], "mine = y"]), common)[1] == []
+
+
+@posix
+def test_marks_are_the_same_where_a_lesson_is_computed_once():
+    """Also of a student whose own cell binds a name of the lesson anew."""
+    cell = "slow = [torch.ones(1)]"
+    lesson = shown_cell(small_class.released(), cell)
+    answer = {"predicted_found": "my_guess = len(slow)", "tied": True}
+    plain = shown_cell(answered(**answer), cell)
+    own = {"cell_type": "code", "id": "own", "metadata": {}, "source": "slow = [1, 2]"}
+    other = {**plain, "cells": [*plain["cells"][:3], own, *plain["cells"][3:]]}
+    found = []
+    for common in ([], ["import torch", cell]):
+        with Mother(judge.imported(lesson), common) as mother:
+            assert mother.common == common
+            judged = [judge.judge(each, lesson, mother, salt=b"s") for each in (plain, other)]
+        found.append([[replace(m, seconds=0) for m in j.marks] for j in judged])
+    assert found[0] == found[1]
+
+
+@posix
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "1 / 0",
+        "import threading as t\nt.Thread(None, t.Event().wait, daemon=True).start()",
+    ],
+    ids=["raises", "starts a thread"],
+)
+def test_a_mother_computes_for_all_what_comes_before_a_statement_that_cannot_be(bad):
+    with Mother((), ["x = 1", bad, "y = 2"]) as mother:
+        assert mother.common == ["x = 1"]
+        with Sandbox(mother, Limits()) as sandbox:
+            assert sandbox.run("x") == "" and "NameError" in sandbox.run("y")
+
+
 @pytest.fixture(scope="module")
 def mother():
     with Mother(judge.imported(small_class.released())) as started:
@@ -111,9 +189,10 @@ def test_marks_are_those_of_a_whole_run(lesson, monkeypatch):
     half = {**reference, "cells": [by_id.get(c["id"], c) for c in reference["cells"]]}
     found = []
     for whole in (False, True):
+        once = [] if whole else judge.common(complete, released)
         if whole:
-            monkeypatch.setattr(Sandbox, "needed", lambda self, sources, wanted: sources)
-        with Mother(judge.imported(released)) as mother:
+            monkeypatch.setattr(Sandbox, "needed", lambda self, sources, _: (sources, True))
+        with Mother(judge.imported(released), once) as mother:
             judged = [judge.judge(n, released, mother, salt=b"s") for n in (reference, half)]
         found.append([[(m.grade_id, m.earned, m.state) for m in j.marks] for j in judged])
     assert found[0] == found[1]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from saelearn.course import wire
+from saelearn.course import calls, wire
 from saelearn.course.wire import Broken, Packer, Strange, Unpacker
 
 
@@ -28,7 +28,10 @@ def through(value):
     packer = Packer(keep(functions), keep(graphs))
     header = json.loads(json.dumps(packer.pack(value)))
     return Unpacker(
-        packer.body(), functions.__getitem__, lambda tensor, number: tensor.requires_grad_()
+        packer.body(),
+        functions.__getitem__,
+        lambda tensor, number: tensor.requires_grad_(),
+        lambda number, name, *module: wire.named(name, Strange)(),
     ).unpack(header)
 
 
@@ -115,14 +118,14 @@ JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 KINDS = ["NoneType", "dots", "bool", "int", "float", "complex", "str", "list", "tuple", "dict"]
-KINDS += ["function", "tensor", "strange", "?"]
+KINDS += ["function", "tensor", "object", "module", "strange", "?"]
 FORGED = st.recursive(
     JSON,
     lambda inner: st.fixed_dictionaries(
         {"is": st.sampled_from(KINDS)},
         optional={
             key: inner | JSON | st.lists(inner) | st.lists(st.lists(inner, max_size=3))
-            for key in ("as", "of", "id", "index", "numpy", "graph", "name")
+            for key in ("as", "of", "id", "index", "numpy", "graph", "name", "base", "parts")
         },
     ),
     max_leaves=8,
@@ -146,7 +149,8 @@ def refused_or_a_value(header, body: bytes) -> None:
     """Nothing else than a value of the known kinds, or Broken."""
     for bytes_ in (b"", body):
         try:
-            value = Unpacker(bytes_, lambda n: n, lambda t, n: t).unpack(header)
+            unpacker = Unpacker(bytes_, lambda n: n, lambda t, n: t, lambda *_: Strange())
+            value = unpacker.unpack(header)
         except Broken:
             continue
         known = (type(None), type(...), bool, int, float, complex, str, list, tuple, dict, Strange)
@@ -186,14 +190,22 @@ def test_what_goes_in_keeps_what_belongs_together():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     kept = []
     generator = torch.Generator().manual_seed(3)
-    sent = (model, model[1], optimizer, generator, lambda x: x + 1)
-    body = wire.into(sent, lambda f: kept.append(f) or 0)
-    got = wire.from_judge(body, lambda reference: reference)
-    assert got[0][1] is got[1]
+    sent = (model, model[1], optimizer, generator, lambda x: x + 1, Carrier(model[0]), [np.ones(2)])
+    body, taken = calls.call_into(sent, {}, lambda f: kept.append(f) or 0)
+    got, _, theirs = calls.call_from_judge(body, lambda reference: reference)
+    assert got[0][1] is got[1] and got[5].inner is got[0][0]
     assert got[2].param_groups[0]["params"][0] is got[0][0].weight
     assert torch.equal(torch.rand(3, generator=got[3]), torch.rand(3, generator=generator))
     assert got[4] == ("ask", 0) and kept[0](1) == 2
-    assert len(wire.tensors_in([got[0]])) == 4 and len(wire.modules_in({"a": got[0]})) == 3
-    assert wire.of_kind(got, torch.optim.Optimizer) == [got[2]]
+    for found, held in ((taken, sent), (theirs, got)):
+        assert [*map(id, found.tensors)] == [*map(id, held[0].parameters())]
+        assert [*map(id, found.modules)] == [*map(id, held[0].modules())]
+        assert found.optimizers == [held[2]]
+        assert found.holders[0] is held[6] and found.arrays[0] is held[6][0]
     with pytest.raises(pickle.UnpicklingError):
         pickle.loads(body)  # nobody else reads it by accident
+
+
+class Carrier:
+    def __init__(self, inner):
+        self.inner = inner

@@ -1,13 +1,16 @@
 """The judge's end of the wire: a sandbox, and stand-ins for the functions that live in it.
 
 A check calls a stand-in as it would call the student's function. The arguments go to the sandbox,
-the result comes back as a new value, in-place changes and gradients of the arguments as well; so
-checks are written without a thought of any of this.
+the result comes back as a new value, in-place changes and gradients of the arguments as well; an
+object of a student's class stays there, see `standins`. So checks are written without a thought of
+any of this.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import secrets
 import select
@@ -24,10 +27,11 @@ import torch
 from torch import Tensor
 
 from saelearn import artifacts
-from saelearn.course import wire
+from saelearn.course import calls, standins, wire
 from saelearn.course.confine import Limits
 from saelearn.course.sandbox import warm_up
-from saelearn.course.wire import Broken, Yours
+from saelearn.course.standins import Far, Function
+from saelearn.course.wire import Broken
 from saelearn.errors import Refusal
 
 MOST_QUESTIONS = 10_000  # calls of the judge's functions that one request may make
@@ -50,10 +54,17 @@ class Gone(BaseException):
 
 
 class Mother:
-    """The process that forks sandboxes; a context."""
+    """The process that forks sandboxes; a context.
 
-    def __init__(self, modules: Iterable[str] = ()):
+    Args:
+        modules: what it imports for all of them.
+        common: statements that it runs for all of them, once and unconfined: of the package's own
+            lessons only, never of a file. Cut short afterwards where that did not work.
+    """
+
+    def __init__(self, modules: Iterable[str] = (), common: Iterable[str] = ()):
         self._modules = sorted(set(modules))
+        self.common = list(common)
         self._process: subprocess.Popen | None = None
         self._control: socket.socket | None = None
 
@@ -67,6 +78,12 @@ class Mother:
                 command, env=environment, pass_fds=[theirs.fileno()], cwd="/"
             )
         self._request(["import", *self._modules])
+        if self.common and (ran := int(self._request(["share", json.dumps(self.common)]))) < len(
+            self.common
+        ):
+            self.__exit__()
+            self.common = self.common[:ran]
+            return self.__enter__()
         warm_up()  # here too: an import that a check's time limit cut short would stay half done
         return self
 
@@ -143,15 +160,26 @@ class Sandbox:
         with contextlib.suppress(RecursionError):  # folders in folders, thousands of them: left
             self._scratch.cleanup()
 
-    def needed(self, sources: list[str], wanted: list[bool]) -> list[str]:
-        """What to run of each cell, see `saelearn.course.needed`; all of it if that fails."""
+    def needed(self, sources: list[str], wanted: list[bool]) -> tuple[list[str], bool]:
+        """What to run of each cell, see `saelearn.course.needed`; all of it if that fails.
+
+        And whether what the mother has run stands for the rest.
+        """
+        common = self._mother.common
         self._until(self.limits.cell)
         with contextlib.suppress(Gone), self._by_the_rules():
-            header, _ = self._ask({"do": "needed", "sources": sources, "wanted": wanted})
+            asked = {"do": "needed", "sources": sources, "wanted": wanted, "common": common}
+            header, _ = self._ask(asked)
             found = header.get("value")
             if isinstance(found, list) and len(found) == len(sources):
-                return [str(each) for each in found]
-        return sources
+                return [str(each) for each in found], header.get("early") == common
+        return sources, False
+
+    def forget(self) -> None:
+        """Begin with an empty notebook, without what the mother has run."""
+        self._until(self.limits.cell)
+        with contextlib.suppress(Gone), self._by_the_rules():
+            self._ask({"do": "forget"})
 
     def run(self, source: str) -> str:
         """Run a cell; returns what it raised, in words, or nothing."""
@@ -179,36 +207,36 @@ class Sandbox:
 
     # --- for the stand-ins
 
-    def call(self, function: int, arguments: tuple, keywords: dict[str, Any]) -> Any:
-        """Call a function of the sandbox; the arguments are changed as it changed its copies."""
-        given = [arguments, keywords]
-        leaves, modules = wire.tensors_in(given), wire.modules_in(given)
-        optimizers = wire.of_kind(given, torch.optim.Optimizer)
-        slopes = [leaf.grad for leaf in leaves]  # which a pickle leaves out
-        body = wire.into((arguments, keywords, slopes), self._keep)
+    def call(
+        self, function: int, arguments: tuple, keywords: dict[str, Any], method: str = ""
+    ) -> Any:
+        """Call a function of the sandbox; the arguments are changed as it changed its copies.
+
+        Args:
+            function: its number; with a method, that of the object, which is the first argument.
+            arguments, keywords: what it gets.
+            method: which one of the object is called.
+        """
+        body, taken = calls.call_into(arguments, keywords, self._keep)
         with self._by_the_rules():
-            header, back = self._ask({"do": "call", "function": function}, body)
-            unpack = self._unpacker(back, leaves).unpack
-            for leaf, after in zip(leaves, _list(header, "after", len(leaves)), strict=True):
-                _apply(leaf, after, unpack)
-            for module, n in zip(modules, _list(header, "hooks", len(modules)), strict=True):
-                had = len(module._forward_hooks) + len(module._forward_pre_hooks)
-                n = min(n, 9) if isinstance(n, int) else had
-                if n < had:  # others' hooks are gone over there
-                    module._forward_hooks.clear()
-                for _ in range(n - had):
-                    module.register_forward_hook(lambda *_: None)
-            for own, packed in zip(
-                optimizers, _list(header, "optimizers", len(optimizers)), strict=True
-            ):
-                own.load_state_dict({**own.state_dict(), "state": _state(unpack(packed))})
+            header, back = self._ask({"do": "call", "function": function, "method": method}, body)
+            unpack = self._unpacker(back, taken.tensors).unpack
+            calls.do_the_same(taken, header, unpack)
             if "raised" in header:
                 raise _exception(header["raised"])
             return unpack(header.get("value"))
 
+    def attribute(self, far: Far, name: str) -> Any:
+        """What an object of the sandbox has under a name."""
+        with self._by_the_rules():
+            header, back = self._ask({"do": "attribute", "of": far.number, "name": name})
+            if header.get("method") is True:
+                return functools.partial(far.ask, name)
+            return self._result(header, back, [])
+
     def slopes(self, graph: int, slope: Tensor, n: int) -> list[Tensor | None]:
         """The gradients of a result with respect to the `n` learned arguments of its call."""
-        body = wire.into([slope], self._keep)
+        body = calls.into([slope], self._keep)
         with self._by_the_rules():
             found = self._result(*self._ask({"do": "slopes", "graph": graph}, body), [])
             if not isinstance(found, list) or len(found) != n:
@@ -250,7 +278,7 @@ class Sandbox:
             raise Broken("a question that cannot be read")
         try:
             result = self._questions[reply["ask"]](*arguments)
-            return wire.frame({}, wire.into(result, self._keep))
+            return wire.frame({}, calls.into(result, self._keep))
         except Exception as error:
             return wire.frame({"refused": str(error)[:500]})
 
@@ -269,7 +297,10 @@ class Sandbox:
                 return value.requires_grad_()
             return _Through.apply(self, number, value, *learned)
 
-        return wire.Unpacker(body, lambda number: StandIn(self, number), graph)
+        def thing(number: int, name: str, *module: Any) -> Far:
+            return standins.of(self, number, name, *module)
+
+        return wire.Unpacker(body, lambda number: Function(self, number), graph, thing)
 
     def _keep(self, function: Callable) -> int:
         self._questions.append(function)
@@ -303,18 +334,6 @@ class Sandbox:
                 raise Gone(ENDED) from None
 
 
-class StandIn(Yours):
-    """A student's function, called from here and computed there."""
-
-    def __init__(self, sandbox: Sandbox, number: int):
-        super().__init__(number)
-        self._sandbox = sandbox
-        self.__name__ = "answer"
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._sandbox.call(self.number, arguments, keywords)
-
-
 class _Through(torch.autograd.Function):
     """A result from the sandbox; its gradient with respect to the arguments is asked for there."""
 
@@ -334,33 +353,6 @@ class _Through(torch.autograd.Function):
         return None, None, None, *fits
 
 
-def _apply(leaf: Tensor, after: Any, unpack: Callable[[Any], Any]) -> None:
-    """Do to an argument what the student's function did to its copy."""
-    if not isinstance(after, dict):
-        raise Broken("an answer that cannot be read")
-    changed, grad = (unpack(after[key]) if after.get(key) else None for key in ("changed", "grad"))
-    if isinstance(changed, Tensor):
-        leaf.data = changed
-    if isinstance(grad, Tensor) and grad.shape == leaf.shape and leaf.requires_grad:
-        leaf.grad = grad.to(leaf.dtype)
-    elif leaf.grad is not None:
-        leaf.grad = None
-
-
-def _state(found: Any) -> dict[Any, Any]:
-    """An optimizer's memory: for each parameter a dictionary of tensors and numbers."""
-    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
-        raise Broken("an answer that cannot be read")
-    return found
-
-
-def _list(header: dict[str, Any], key: str, n: int) -> list[Any]:
-    found = header.get(key)
-    if not isinstance(found, list) or len(found) != n:
-        raise Broken("an answer that cannot be read")
-    return found
-
-
 def _exception(told: Any) -> Exception:
     """An exception of the student's, as one of the plain kinds that a check may look for."""
     told = told if isinstance(told, dict) else {}
@@ -378,7 +370,8 @@ def _environment() -> dict[str, str]:
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     quiet = {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "PYTHONHASHSEED": "0", "USER": "student"}
+    alone = {"TOKENIZERS_PARALLELISM": "false"}  # its threads would keep a mother from forking
     package = Path(__file__).resolve().parents[2]  # the same package there as here
     where = {"MALLOC_ARENA_MAX": "2", "SAELEARN_DATA": str(artifacts.data_dir())}
     where["PYTHONPATH"] = os.pathsep.join([str(package), *filter(os.path.isabs, sys.path)])
-    return environment | one_thread | quiet | where
+    return environment | one_thread | quiet | alone | where

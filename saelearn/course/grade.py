@@ -25,6 +25,7 @@ import re
 import secrets
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,13 +37,19 @@ from saelearn.course.answers import Mother
 from saelearn.course.collect import Submission
 from saelearn.course.confine import Limits
 from saelearn.course.handout import Release, read_release
-from saelearn.course.judge import Judged, imported, judge
+from saelearn.course.judge import Judged, common, imported, judge
 from saelearn.course.marks import Answer, Graded, Mark
+from saelearn.course.versions import lessons
 from saelearn.errors import ArtifactError, Refusal
 
 TRIES = 2  # of a submission in whose grading the grader itself ended; then in a process apart
+MANY = 4  # submissions of a lesson, from which on it pays to compute once what they share
 NAMES = "names.csv"
 FIELDS = ("student", "lesson", "check", "exercise", "points", "earned", "state", "message")
+
+
+def _quiet(_: str) -> None:
+    """Where nobody asked to be told how it goes."""
 
 
 def grade(
@@ -53,7 +60,7 @@ def grade(
     workers: int = 1,
     anonymous: bool = False,
     limits: Limits | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = _quiet,
     mother: Mother | None = None,
 ) -> list[Graded]:
     """Grade what is in `folder`, and write the gradebook and feedback into `out`.
@@ -81,7 +88,7 @@ def grade(
         _write(out / NAMES, _csv(("id", "student"), rows))
         (out / NAMES).chmod(0o600)
     if workers > 1:
-        parts = [{"part": (k, workers), "aloud": True} for k in range(workers)]
+        parts = [{"part": (k, workers), "aloud": say is not _quiet} for k in range(workers)]
         for process in [_apart(folder, release_at, out, limits, **part) for part in parts]:
             process.wait()  # what one of them leaves undone is done below
     grade_part(folder, release_at, out, limits=limits, say=say, mother=mother)
@@ -102,7 +109,7 @@ def grade_part(
     part: tuple[int, int] = (0, 1),
     only: tuple[str, str] | None = None,
     limits: Limits | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = _quiet,
     mother: Mother | None = None,
 ) -> None:
     """Grade what has no result yet: every n-th of them, `part` is which, and n; or `only` one."""
@@ -119,20 +126,19 @@ def grade_part(
             mine = only == (submission.student, submission.lesson)
         if mine and (known is None or known.digest != digest):
             todo.append((submission.student, submission.lesson, digest))
-    if not todo:
-        return
-    modules = set().union(*map(imported, release.lessons.values()))
-    with contextlib.nullcontext(mother) if mother else Mother(modules) as mother:
+    todo.sort(key=lambda each: each[1])  # what a lesson computes is kept while it is its turn
+    with _mothers(release, Counter(lesson for _, lesson, _ in todo)) as mother_of:
         for number, (student, lesson, digest) in enumerate(todo, 1):
+            forking = mother or mother_of(lesson)
             submission = _again(_students(folder, release, out), release, student, lesson)
             salt = hashlib.sha256(key + digest.encode()).digest()
             graded = None
             if only is None and _tries(out, submission) >= TRIES:
                 told = {"only": (student, lesson), "aloud": False}
                 fault = _apart(folder, release_at, out, limits, **told).wait() != 0
-                graded = _left_to_you(submission, release, mother, digest) if fault else None
+                graded = _left_to_you(submission, release, forking, digest) if fault else None
                 graded = graded or _recall(_place(out, submission))
-            graded = graded or _grade_one(submission, release, out, mother, digest, limits, salt)
+            graded = graded or _grade_one(submission, release, out, forking, digest, limits, salt)
             artifacts.write_json(_place(out, submission), asdict(graded))
             _started(out, submission).unlink(missing_ok=True)
             say(f"{number}/{len(todo)}  {student}, {lesson}: {graded.earned:g} of "
@@ -143,6 +149,32 @@ def grade_part(
                     f"files of saelearn that changed while {student}'s code ran",
                     "install it anew, delete that result, and grade where Landlock is available",
                 )
+
+
+@contextlib.contextmanager
+def _mothers(release: Release, counts: Counter[str]) -> Iterator[Callable[[str], Mother]]:
+    """A function from a lesson to what forks its sandboxes; one of them lives at a time.
+
+    If many handed in, it computes what the lesson's answers do not decide once for all of them.
+    """
+    known: dict[str, Mother] = {}
+    with contextlib.ExitStack() as stack:
+
+        def mother_of(lesson: str) -> Mother:
+            if lesson not in known:
+                stack.close()
+                known.clear()
+                released = release.lessons[lesson]
+                once = _common(lesson, released) if counts[lesson] >= MANY else []
+                known[lesson] = stack.enter_context(Mother(imported(released), once))
+            return known[lesson]
+
+        yield mother_of
+
+
+def _common(lesson: str, released: dict[str, Any]) -> list[str]:
+    own = {path.stem: path for path in lessons()}.get(lesson)
+    return common(artifacts.read_json(own), released) if own else []
 
 
 def _grade_one(

@@ -22,8 +22,10 @@ import torch
 from saelearn.course.answers import Gone, Mother, Sandbox
 from saelearn.course.confine import Limits
 from saelearn.course.marks import Mark
+from saelearn.course.needed import split
 from saelearn.course.points import Check, checks_of, is_check, text
-from saelearn.course.restore import Step, restored
+from saelearn.course.points import released as of_lesson
+from saelearn.course.restore import Step, restored, solved
 from saelearn.exercises import Verdict, told
 
 RESTARTS = 3  # after code that ended its process; what it ended in is then left out
@@ -94,25 +96,30 @@ class _Lesson:
 
     def run(self) -> None:
         """Take all steps; what ends a sandbox is left out of the next one."""
-        left = self._needed()
+        left, shared = self._needed()
         for _ in range(1 + RESTARTS):
             with Sandbox(self._mother, self._limits) as sandbox:
                 self.holds = sandbox.holds
+                if not shared:
+                    sandbox.forget()
                 fatal = next((step for step in left if self._ends(step, sandbox)), None)
             if fatal is None:
                 return
             left.remove(fatal)
 
-    def _needed(self) -> list[Step]:
-        """The steps to take; a student's code is read where it would run, before any of it has."""
-        asked = ["\n".join(_asked(s.check)) if s.check else s.source for s in self._steps]
+    def _needed(self) -> tuple[list[Step], bool]:
+        """The steps to take, and whether what the mother has run goes before them.
+
+        A student's code is read where it would run, before any of it has.
+        """
         with Sandbox(self._mother, self._limits) as sandbox:
-            left = sandbox.needed(asked, [not step.shown for step in self._steps])
-        return [
+            left, shared = sandbox.needed(*_sources(self._steps))
+        steps = [
             replace(step, source=source) if step.shown else step
             for step, source in zip(self._steps, left, strict=True)
             if source or not step.shown
         ]
+        return steps, shared
 
     def _ends(self, step: Step, sandbox: Sandbox) -> bool:
         """Take a step; whether the sandbox is no more."""
@@ -235,6 +242,31 @@ def drawn_anew(salt: bytes) -> Iterator[None]:
         yield
     finally:
         torch.Generator, torch.manual_seed = generator, manual_seed
+
+
+def _sources(steps: list[Step]) -> tuple[list[str], list[bool]]:
+    """What each step reads or runs, and whether it is a student's or a check's."""
+    asked = ["\n".join(_asked(s.check)) if s.check else s.source for s in steps]
+    return asked, [not step.shown for step in steps]
+
+
+def common(complete: dict[str, Any], released: dict[str, Any]) -> list[str]:
+    """What of a lesson may be run once for a whole class: its answers do not decide it.
+
+    Args:
+        complete: the lesson as the package has it.
+        released: what was handed out.
+
+    Returns:
+        statements; none if something else was handed out than this lesson.
+    """
+    if (
+        of_lesson(complete, released["metadata"]["saelearn"]["lesson"])["cells"]
+        != released["cells"]
+    ):
+        return []
+    steps, _ = restored(solved(complete, released), released)
+    return split(*_sources(steps))[1]
 
 
 def imported(released: dict[str, Any]) -> set[str]:

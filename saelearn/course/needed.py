@@ -36,27 +36,105 @@ def needed(sources: Sequence[str], wanted: Sequence[bool]) -> list[str]:
         sources: each cell's Python; what does not parse would not run either.
         wanted: whether a cell is run in any case, and whole.
     """
+    return split(sources, wanted, [])[0]
+
+
+def split(
+    sources: Sequence[str], wanted: Sequence[bool], common: Sequence[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """What to run of each cell, and statements that are run before all of them.
+
+    What the lesson alone decides is the same for a whole class and can be run once for it. A
+    statement may be run early if nothing else that is run changes what it reads or binds, and
+    nothing that stands before it reads what it binds.
+
+    Args:
+        sources, wanted: as for `needed`.
+        common: statements that have been run already, as an earlier answer named them; None asks
+            which these could be.
+
+    Returns:
+        what is left of each cell; and the statements that may be run early, or none if those that
+        have been run may not.
+    """
     if any(_names(_parsed(s)) & REACHES_ALL for s, run in zip(sources, wanted, strict=True) if run):
-        return list(sources)
+        return list(sources), []
     pieces: list[tuple[int, ast.Module]] = []
     for i, source in enumerate(sources):
         tree = _parsed(source)
-        parts = [tree] if wanted[i] else [ast.Module([each], []) for each in tree.body]
+        lessons = [] if wanted[i] else _Taken().visit(tree).body
+        parts = [tree] if wanted[i] else [ast.Module([each], []) for each in lessons]
         pieces += [(i, part) for part in parts]
-    chosen = _chosen([tree for _, tree in pieces], [wanted[i] for i, _ in pieces])
+    always = [wanted[i] for i, _ in pieces]
+    effects = _effects([tree for _, tree in pieces])
+    chosen = _chosen(effects, always)
+    texts = [
+        "" if run else ast.unparse(tree) for run, (_, tree) in zip(always, pieces, strict=True)
+    ]
+    early = _early(effects, chosen, always) if common is None else _found(texts, common)
+    if common is not None and not _may_be_early(effects, chosen, early):
+        early = set()
     left: list[list[str]] = [[] for _ in sources]
-    for (i, tree), run in zip(pieces, chosen, strict=True):
-        left[i] += [ast.unparse(tree)] if run else []
-    return [s if w else "\n".join(x) for s, w, x in zip(sources, wanted, left, strict=True)]
+    for n, ((i, _), run) in enumerate(zip(pieces, chosen, strict=True)):
+        left[i] += [texts[n]] if run and n not in early else []
+    kept = [s if w else "\n".join(x) for s, w, x in zip(sources, wanted, left, strict=True)]
+    return kept, [texts[n] for n in sorted(early)]
 
 
-def _chosen(trees: list[ast.Module], wanted: list[bool]) -> list[bool]:
-    """Which of these pieces to run."""
+class _Taken(ast.NodeTransformer):
+    """Puts the library's version for `own(answer, library's)`: where answers are judged by another
+    process no check has taken one, so that it comes to the same."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        of_two = isinstance(node.func, ast.Name) and len(node.args) == 2 and not node.keywords
+        return node.args[1] if of_two and node.func.id == "own" else node
+
+
+Effect = tuple[set[str], set[str], set[str]]
+"""Names that a statement reads, those it binds in any case, and those it binds or might change."""
+
+
+def _early(effects: list[Effect], chosen: list[bool], always: list[bool]) -> set[int]:
+    """The most that may be run early: others are taken away until the rest is independent."""
+    early = {n for n, run in enumerate(chosen) if run and not always[n]}
+    while not _may_be_early(effects, chosen, early):
+        others = [n for n, run in enumerate(chosen) if run and n not in early]
+        early = {n for n in early if not any(_meet(effects, n, other) for other in others)}
+    return early
+
+
+def _may_be_early(effects: list[Effect], chosen: list[bool], early: set[int]) -> bool:
+    others = [n for n, run in enumerate(chosen) if run and n not in early]
+    return not any(_meet(effects, n, other) for n in early for other in others)
+
+
+def _meet(effects: list[Effect], early: int, other: int) -> bool:
+    """Whether it matters which of two statements is run first, or the later one is."""
+    read, _, changed = effects[early]
+    other_read, _, other_changed = effects[other]
+    return bool(other_changed & (read | changed) or (other < early and other_read & changed))
+
+
+def _found(texts: list[str], common: Sequence[str]) -> set[int]:
+    """Where these statements stand, in their order; nowhere if one is missing."""
+    found: set[int] = set()
+    start = 0
+    for text in common:
+        if text not in texts[start:]:
+            return set()
+        start = texts.index(text, start) + 1
+        found.add(start - 1)
+    return found
+
+
+def _effects(trees: list[ast.Module]) -> list[Effect]:
+    """What each of these pieces reads, binds and might change."""
     imported = {name for tree in trees for name in _imported(tree)}
     methods = {name for tree in trees for name in _methods(tree)}
     constant = imported | _constant(trees) | set(dir(builtins))
     known = imported | set(dir(builtins))
-    cells = []
+    effects = []
     does: dict[str, set[str]] = {}  # a function's name -> what it changes wherever it is used
     for tree in trees:
         read, bound = _read_and_bound(tree)
@@ -64,10 +142,16 @@ def _chosen(trees: list[ast.Module], wanted: list[bool]) -> list[bool]:
             changed = _changed(function, known, methods) & read - constant
             does[name] = changed.union(*(does.get(n, ()) for n in [name, *_names(function)]))
         changed = _changed(tree, known, methods) & read - constant
-        cells.append((read, bound, _binds(tree).union(changed, *(does.get(n, ()) for n in read))))
+        everything = _binds(tree).union(changed, *(does.get(n, ()) for n in read))
+        effects.append((read, bound, everything))
+    return effects
+
+
+def _chosen(effects: list[Effect], wanted: list[bool]) -> list[bool]:
+    """Which of the pieces to run."""
     live: set[str] = set()
     run = []
-    for (read, bound, touched), always in reversed(list(zip(cells, wanted, strict=True))):
+    for (read, bound, touched), always in reversed(list(zip(effects, wanted, strict=True))):
         run.append(always or bool(touched & live))
         if run[-1]:
             live = (live - bound) | read

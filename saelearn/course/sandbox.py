@@ -2,6 +2,7 @@
 
 `python -m saelearn.course.sandbox` is a mother process that imports what lessons import, knows
 nothing of students, and forks a child for each submission, so that each starts at once and alone.
+(She may also have run what the package's own lesson computes before any answer counts.)
 A child gives up its rights (`confine`), then answers the judge's requests one by one: run a cell,
 evaluate an expression, call one of the functions that came out of it.
 
@@ -14,6 +15,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import json
 import os
 import signal
 import sys
@@ -25,10 +27,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from saelearn.course import confine, wire
+from saelearn.course import calls, confine, wire
 from saelearn.course.confine import Limits
-from saelearn.course.needed import needed
+from saelearn.course.needed import split
 
 TEXT = 2_000  # characters of an error
 
@@ -62,7 +65,13 @@ class Child:
     def _do_needed(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
         magic = self._shell.input_transformer_manager
         python = [magic.transform_cell(source) for source in header["sources"]]
-        return {"value": needed(python, header["wanted"])}
+        left, early = split(python, header["wanted"], header["common"])
+        return {"value": left, "early": early}
+
+    def _do_forget(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
+        """Begin with an empty notebook: what the mother has run may not be run early here."""
+        self._shell.reset(new_session=False)
+        return {}
 
     def _do_cell(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
         """Run a cell as a notebook does; what it raises is told and nothing more."""
@@ -77,45 +86,41 @@ class Child:
         return {"value": packer.pack(eval(header["source"], self._shell.user_ns))}
 
     def _do_call(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
-        arguments, keywords, slopes = wire.from_judge(body, self._load)
-        self._leaves = wire.tensors_in([arguments, keywords])
-        for leaf, slope in zip(self._leaves, slopes, strict=True):
-            leaf.grad = slope
-        before = [leaf.detach().clone() for leaf in self._leaves]
-        modules = wire.modules_in([arguments, keywords])
-        optimizers = wire.of_kind([arguments, keywords], torch.optim.Optimizer)
+        arguments, keywords, taken = calls.call_from_judge(body, self._load)
+        self._leaves = taken.tensors
+        before = calls.Before(taken)
+        function = self._functions[header["function"]]
         outcome: dict[str, Any] = {}
         try:
-            outcome["value"] = packer.pack(
-                self._functions[header["function"]](*arguments, **keywords)
-            )
+            if header["method"]:
+                function, arguments = getattr(function, header["method"]), arguments[1:]
+            outcome["value"] = packer.pack(function(*arguments, **keywords))
         except BaseException as error:
             outcome["raised"] = _told(error)
-        outcome["after"] = [
-            self._after(leaf, old, packer) for leaf, old in zip(self._leaves, before, strict=True)
-        ]
-        outcome["optimizers"] = [packer.pack(o.state_dict()["state"]) for o in optimizers]
-        outcome["hooks"] = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
-        return outcome
+        return outcome | before.changed(packer)
+
+    def _do_attribute(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
+        self._leaves = []
+        owner = self._functions[header["of"]]
+        value = getattr(owner, header["name"])
+        if getattr(value, "__self__", None) is owner:
+            return {"method": True}
+        return {"value": packer.pack(value)}
 
     def _do_slopes(self, header: dict, body: bytes, packer: wire.Packer) -> dict[str, Any]:
         """The gradient of a kept result with respect to the arguments of its call."""
         result, leaves = self._graphs[header["graph"]]
         learned = [leaf for leaf in leaves if leaf.requires_grad]
         slopes = torch.autograd.grad(
-            result, learned, wire.from_judge(body, self._load), retain_graph=True, allow_unused=True
+            result,
+            learned,
+            calls.from_judge(body, self._load),
+            retain_graph=True,
+            allow_unused=True,
         )
         return {"value": packer.pack(list(slopes))}
 
     # --- how
-
-    def _after(self, leaf: Tensor, old: Tensor, packer: wire.Packer) -> dict[str, Any]:
-        now = leaf.detach()
-        same = now.shape == old.shape and now.dtype == old.dtype and torch.equal(now, old)
-        return {
-            "changed": None if same else packer.pack(now),
-            "grad": None if leaf.grad is None else packer.pack(leaf.grad.detach()),
-        }
 
     def _keep(self, function: Callable) -> int:
         self._functions.append(function)
@@ -125,11 +130,14 @@ class Child:
         self._graphs.append((result, self._leaves))
         return len(self._graphs) - 1
 
-    def _load(self, reference: tuple[str, int]) -> Any:
-        kind, number = reference
+    def _load(self, reference: tuple[str, Any]) -> Any:
+        kind, which = reference
         if kind == "yours":
-            return self._functions[number]
-        return functools.partial(self._ask, number)
+            return self._functions[which]
+        if kind == "part":
+            number, name = which
+            return wire.parts_of(self._functions[number])[name][0]
+        return functools.partial(self._ask, which)
 
     def _ask(self, number: int, *arguments: Any) -> Any:
         """Call a function that stays with the judge."""
@@ -139,7 +147,7 @@ class Child:
         header, body = wire.read_frame(self._read)
         if "refused" in header:
             raise RuntimeError(header["refused"])
-        return wire.from_judge(body, self._load)
+        return calls.from_judge(body, self._load)
 
     def _send(self, header: dict[str, Any], body: bytes = b"") -> None:
         rest = memoryview(wire.frame({**header, "number": self._number}, body))
@@ -200,6 +208,8 @@ def mother(control: int) -> None:
                     with contextlib.suppress(ImportError):
                         importlib.import_module(name)
                 judge.sendall(b"done")
+            elif word == "share":
+                judge.sendall(str(_shared(shell, json.loads(rest[0]))).encode())
             elif word == "start":
                 own = os.getpid()
                 gc.freeze()  # so that a child's collector leaves shared memory alone
@@ -214,6 +224,21 @@ def mother(control: int) -> None:
             else:
                 _end(int(rest[0]))
                 judge.sendall(b"done")
+
+
+def _shared(shell: Any, statements: list[str]) -> int:
+    """Run what a lesson needs in any case, for all children: how many of these statements can be.
+
+    One that raises, or starts a thread, after which no process should fork, and all behind it
+    cannot.
+    """
+    tqdm.monitor_interval = 0  # its bars start one, to look after slow loops
+    threads = Path("/proc/self/task")
+    for number, each in enumerate(statements):
+        fine = shell.run_cell(each, store_history=False).success
+        if not fine or (threads.exists() and len(list(threads.iterdir())) > 1):
+            return number
+    return len(statements)
 
 
 def warm_up() -> None:

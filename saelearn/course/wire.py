@@ -9,11 +9,8 @@ A frame is two lengths, a JSON header and a body of bytes.
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
 import struct
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,13 +19,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from saelearn.sae import SAE
+
 LONGEST_HEADER, LONGEST_BODY = 4 * 2**20, 64 * 2**20  # bytes
 DEEPEST, MOST = 40, 50_000  # levels and values in one answer
 LONGEST_TEXT = 200_000
 DTYPES = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
           torch.bfloat16, torch.float32, torch.float64, torch.complex64}  # fmt: skip
 HEAD = struct.Struct(">II")
-GENERATOR = torch.Generator  # under its own name: the judge puts another in its place
+MODULES = {"SAE": SAE, "Module": nn.Module}  # what an object that stays away may be, by names
 
 
 class Broken(Exception):
@@ -108,14 +107,26 @@ class Packer:
             of = [self.pack(each, depth + 1) for each in value]
             kind = "list" if isinstance(value, list) else "tuple"
             return {"is": kind, "of": of, "name": type(value).__name__}
+        if isinstance(value, nn.Module):
+            return self._module(value)
         if callable(value):
             return {"is": "function", "id": self._keep_function(value)}
-        return _strange(value)
+        return {**_strange(value), "is": "object", "id": self._keep_function(value)}
 
     def _plain(self, value: Any) -> dict[str, Any]:
         if isinstance(value, str):
             return {"is": "str", "as": value[:LONGEST_TEXT].encode("utf-8", "replace").decode()}
         return {"is": "dots" if value is ... else type(value).__name__, "as": value is True}
+
+    def _module(self, value: nn.Module) -> dict[str, Any]:
+        """What kind of module it is, and its parameters and buffers; the module itself stays."""
+        base = next(name for name, kind in MODULES.items() if isinstance(value, kind))
+        parts = [
+            [name, self._array(part.detach()), part.requires_grad if learned else None]
+            for name, (part, learned) in parts_of(value).items()
+        ]
+        packed = {**_strange(value), "is": "module", "id": self._keep_function(value)}
+        return {**packed, "base": base, "parts": parts}
 
     def _array(self, value: Tensor | np.ndarray) -> dict[str, Any]:
         try:
@@ -144,19 +155,25 @@ class Unpacker:
         body: the tensors, in safetensors' format, or nothing.
         function: makes a stand-in for a function of the sandbox, from its number.
         graph: makes a tensor through which gradients flow, from its value and number.
+        thing: makes a stand-in for an object of the sandbox, from its number, class and name, and
+            of a module the parts: each a name, a tensor, and for a parameter whether it is learned.
 
     Raises:
         Broken: the body cannot be read.
     """
 
     def __init__(
-        self, body: bytes, function: Callable[[int], Any], graph: Callable[[Tensor, int], Tensor]
+        self,
+        body: bytes,
+        function: Callable[[int], Any],
+        graph: Callable[[Tensor, int], Tensor],
+        thing: Callable[[int, str, type | None, list[tuple[str, Tensor, bool | None]]], Any],
     ):
         try:
             self._tensors = safetensors.torch.load(body) if body else {}
         except Exception as error:
             raise Broken("an answer whose numbers cannot be read") from error
-        self._function, self._graph = function, graph
+        self._function, self._graph, self._thing = function, graph, thing
 
     def unpack(self, packed: Any, depth: int = 0) -> Any:
         """The value.
@@ -189,15 +206,27 @@ class Unpacker:
                 return str(packed["as"])[:LONGEST_TEXT]
             case "list" | "tuple":
                 parts = [self.unpack(each, depth + 1) for each in packed["of"]]
-                return parts if kind == "list" else _named(packed["name"], tuple)(parts)
+                return parts if kind == "list" else named(packed["name"], tuple)(parts)
             case "dict":
                 unpack = self.unpack
                 return {unpack(k, depth + 1): unpack(v, depth + 1) for k, v in packed["of"]}
             case "function":
                 return self._function(int(packed["id"]))
+            case "object":
+                return self._thing(int(packed["id"]), str(packed["name"]), None, [])
+            case "module":
+                parts = [self._part(*each) for each in packed["parts"]]
+                base = MODULES[packed["base"]]
+                return self._thing(int(packed["id"]), str(packed["name"]), base, parts)
             case "tensor":
                 return self._tensor(packed)
-        return _named(packed["name"], Strange)()
+        return named(packed["name"], Strange)()
+
+    def _part(self, name: Any, packed: Any, learned: Any) -> tuple[str, Tensor, bool | None]:
+        part = self._tensor({**packed, "numpy": False})
+        if learned is not None:
+            learned = learned is True and part.is_floating_point()
+        return str(name), part, learned
 
     def _tensor(self, packed: dict[str, Any]) -> Tensor | np.ndarray:
         tensor = self._tensors[packed["index"]].clone()
@@ -206,93 +235,24 @@ class Unpacker:
         return self._graph(tensor, int(packed["graph"])) if "graph" in packed else tensor
 
 
-def _named(name: Any, base: type) -> type:
+def named(name: Any, base: type) -> type:
     """`base`, or a class of it with the name that the student's had, for a hint to mention."""
     if name == base.__name__ or not isinstance(name, str):
         return base
     return type("".join(c for c in name if c.isalnum() or c == "_")[:60], (base,), {})
 
 
-# --- into the sandbox -----------------------------------------------------------------------------
-
-
-class _Pickler(pickle.Pickler):
-    """Pickles a check's arguments; functions that stay with the judge become numbers."""
-
-    def __init__(self, file: io.BytesIO, keep: Callable[[Callable], int]):
-        super().__init__(file, protocol=5)
-        self._keep = keep
-
-    def persistent_id(self, value: Any) -> tuple[str, int] | None:
-        if isinstance(value, Yours):
-            return "yours", value.number
-        if isinstance(value, types.FunctionType) and "<l" in value.__qualname__:  # locals, lambda
-            return "ask", self._keep(value)
-        return None
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, GENERATOR):
-            return _generator, (value.get_state(),)
-        return NotImplemented
-
-
 class Yours:
-    """What stands in the judge's process for a function of the sandbox."""
+    """What stands in the judge's process for a function or an object of the sandbox.
 
-    def __init__(self, number: int):
-        self.number = number
+    The tensors of a module that do so have an attribute `part_of`: its number, and their name.
+    """
 
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, body: bytes, load: Callable[[tuple[str, int]], Any]):
-        super().__init__(io.BytesIO(body))
-        self.persistent_load = load
+    number: int
 
 
-def _generator(state: Tensor) -> torch.Generator:
-    generator = GENERATOR()
-    generator.set_state(state)
-    return generator
-
-
-def into(value: Any, keep: Callable[[Callable], int]) -> bytes:
-    """The judge's value for the sandbox; what is one object in it stays one."""
-    file = io.BytesIO()
-    _Pickler(file, keep).dump(value)
-    return file.getvalue()
-
-
-def from_judge(body: bytes, load: Callable[[tuple[str, int]], Any]) -> Any:
-    """For the sandbox alone: the value that the judge sent."""
-    return _Unpickler(body, load).load()
-
-
-# --- what a call may change -----------------------------------------------------------------------
-
-
-def of_kind(value: Any, kind: type) -> list[Any]:
-    """The arguments of a call that are of a kind, in one fixed order."""
-    found = {id(part): part for part in _parts(value) if isinstance(part, kind)}
-    return list(found.values())
-
-
-def modules_in(value: Any) -> list[nn.Module]:
-    """The modules among a call's arguments with all that they contain, in one fixed order."""
-    inner = {id(m): m for module in of_kind(value, nn.Module) for m in module.modules()}
-    return list(inner.values())
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors among a call's arguments, those of modules included, in one fixed order."""
-    found = {id(part): part for part in of_kind(value, Tensor)}
-    for module in of_kind(value, nn.Module):
-        found |= {id(t): t for t in [*module.parameters(), *module.buffers()]}
-    return list(found.values())
-
-
-def _parts(value: Any) -> list[Any]:
-    if isinstance(value, list | tuple):
-        return [part for each in value for part in _parts(each)]
-    if isinstance(value, dict):
-        return [part for each in value.values() for part in _parts(each)]
-    return [value]
+def parts_of(module: nn.Module) -> dict[str, tuple[Tensor, bool]]:
+    """The tensors of a module by their names, and whether each is a parameter."""
+    parameters = module.named_parameters(remove_duplicate=False)
+    found = {name: (each, True) for name, each in parameters}
+    return found | {name: (each, False) for name, each in module.named_buffers()}
