@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from small_tokenizers import byte_level
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from saelearn import metrics
+from saelearn.lm import LM
 from saelearn.real import labels
+from saelearn.sae import SAE
 
 LESSON = Path(__file__).resolve().parent.parent / "notebooks" / "13_real_models.ipynb"
 
@@ -56,3 +60,25 @@ def test_the_words_of_a_label_are_the_librarys(lesson):
 def test_the_interval_is_the_librarys(lesson):
     for hits, n in ((0, 4), (3, 7), (90, 100)):
         assert lesson["interval"](hits, n) == pytest.approx(labels.interval(hits, n))
+
+
+def test_gpt2_by_name_with_the_bos_that_its_sae_was_trained_with(lesson, capsys):
+    """A small model and SAE in the places of those on the hub."""
+    tokenizer, sae = byte_level(), SAE(16, 32)
+    sizes = {"n_embd": 16, "n_layer": 9, "n_head": 2, "vocab_size": len(tokenizer)}
+    model, asked = GPT2LMHeadModel(GPT2Config(**sizes)), []
+
+    class Named:
+        @staticmethod
+        def load(name, *, bos):
+            asked.append((name, bos))
+            return LM(model, tokenizer, bos=bos)
+
+    lesson |= {"LM": Named, "load": lambda name: asked.append(name) or sae}
+    for bos in (True, False):
+        sae.metadata = {"prepend_bos": bos}
+        lesson["on_gpt2"]("The ferry left.")
+        lines = capsys.readouterr().out.splitlines()
+        tokens_1T = LM(model, tokenizer, bos=bos).tokenize("The ferry left.")
+        assert len(lines) == tokens_1T.shape[1] - 1 and asked[-1] == ("gpt2", bos)
+    assert asked[0] == "hub:jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre"

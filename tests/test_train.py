@@ -373,6 +373,16 @@ def test_nobody_dead_nobody_resampled() -> None:
     assert all(torch.equal(before[name], w) for name, w in weights(sae).items())
 
 
+def test_nothing_left_to_explain_nobody_resampled() -> None:
+    """All are dead, and `b_dec` alone is each row: there is no error to draw by."""
+    sae = random_sae()
+    sae.b_enc.data.fill_(-100.0)
+    before, everyone = weights(sae), torch.ones(F, dtype=torch.bool)
+    optimizer, x = torch.optim.Adam(sae.parameters()), sae.b_dec.data.expand(B, -1).clone()
+    assert resample(sae, optimizer, everyone, x, generator=torch.Generator()) == 0
+    assert all(torch.equal(before[name], w) for name, w in weights(sae).items())
+
+
 # --- batches --------------------------------------------------------------------------------------
 
 

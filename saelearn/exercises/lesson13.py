@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelearn.exercises import Mistake, as_tensor, call, diagnose, exercise, need_shape
+from saelearn.exercises import (
+    Mistake,
+    Verdict,
+    as_tensor,
+    call,
+    diagnose,
+    exercise,
+    guesses,
+    need_shape,
+)
 
 
 def _drawer(seed: int) -> torch.Generator:
@@ -219,3 +228,13 @@ def my_label(function: Callable) -> str:
         raise Mistake(f"mean F1 {got:.2f} on fresh text, the rule of exercise 13.2 {by_rule:.2f}; "
                       f"lowest for a unit of the kind “{worst[1]}”: {worst[0]:.2f}")  # fmt: skip
     return f"mean F1 {got:.2f} on units and text that you never saw; the rule reaches {by_rule:.2f}"
+
+
+def predicted_share(guess: Any, share: float) -> Verdict:
+    """A reply to which share of the features' F1 the labels of random directions will reach."""
+    return guesses.reply_to_number(
+        "random directions", guess, share, within=0.1,
+        near=f"about right: {share:.0%}.",
+        low=f"more: {share:.0%}. A list of words fits nearly anything a little.",
+        high=f"less: {share:.0%}. Something is easier to say of features.",
+    )  # fmt: skip

@@ -64,8 +64,11 @@ def train_sae(lm: LM, folder: Path, target: Path) -> None:
         metadata=lm.about(smollm2.site(lm), context_size=LENGTH) | {"model_name": smollm2.NAME},
         checkpoint=work() / "checkpoint",
     )  # fmt: skip
-    seen = len(trained.history) and trained.history[-1]["step"] * BATCH
-    artifacts.write_json(work() / "trained_on.json", {"tokens": store.rows, "rows_seen": seen})
+    before, last = trained.history[-2:]
+    artifacts.write_json(work() / "trained_on.json", {
+        "tokens": store.rows, "rows_seen": last["step"] * BATCH, "silent": last["dead"],
+        "silent_for": (last["step"] - before["step"]) * BATCH,
+    })  # fmt: skip
     trained.sae.exported().half().save(target)
 
 

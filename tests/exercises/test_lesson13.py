@@ -134,6 +134,9 @@ RIGHT = [
     (check.my_label, (all_kinds,)),
     (check.my_label, (three_kinds,)),
     (check.my_label, (numpy_label,)),
+    (check.predicted_share, (0.3, 0.5)),
+    (check.predicted_share, (torch.tensor([0.5]), 0.5)),
+    (check.predicted_share, (1, 0.5)),
 ]
 
 WRONG = [
@@ -168,4 +171,5 @@ WRONG = [
     (check.my_label, (lambda w, f: lambda words: words > 3,), "from the second on"),
     (check.my_label, (lambda w, f: lambda words: words[:, 1:].float(),), "True and False"),
     (check.my_label, (spoils,), "input was changed"),
+    *unreadable(check.predicted_share, 1, 0.5),  # noqa: F405
 ]
