@@ -24,6 +24,7 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(controls, name, value)
     small = {"D_SAE": 32, "STEPS": 2, "BATCH_SIZE": 128, "SEEDS": (0,), "DOCUMENTS": 40}
     small |= {"HELD_OUT": 12, "SPLICED": 4, "TRANSCODER_DOCUMENTS": 40, "AT": 4, "TUNED": ()}
+    small |= {"LONGER": 3}
     for name, value in (small | {"TRANSCODER": {"d_sae": 16, "steps": 2}}).items():
         monkeypatch.setattr(beyond, name, value)
     monkeypatch.setattr(monitors, "REGIMES", {})
@@ -47,7 +48,10 @@ def test_all_steps_in_small(tmp_path, monkeypatch, capsys):
     assert len(dial.load_sweep()) == 1
     for kind, scores in controls.scores().items():
         assert controls.load_control(kind).d_sae == 16 and len(scores) == 1
-    assert len(beyond.scores()) == len(list(beyond.trainings()))
+    runs = beyond.scores() + beyond.scores(beyond.LONGER)
+    assert len(runs) == len(list(beyond.trainings()))
+    assert {run["kind"] for run in runs if "left" in run} == {*beyond.KINDS, beyond.END_TO_END}
+    assert set(beyond.twins()) == {beyond.END_TO_END, "another seed"}
     for kind in (*beyond.KINDS, beyond.END_TO_END):
         assert beyond.load_kind(kind).d_sae == 32
     assert beyond.load_transcoder().d_sae == 16

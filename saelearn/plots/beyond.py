@@ -47,9 +47,13 @@ def frontiers(
         logarithmic: panels with a logarithmic vertical axis.
         ticks: of L0.
     """
-    size = (1.6 + 3.1 * len(curves), 3.6)
-    figure, axes = plt.subplots(1, len(curves), figsize=size, squeeze=False)
-    for axis, (title, shown) in zip(axes[0], curves.items(), strict=True):
+    rows = -(-len(curves) // 2)
+    columns = len(curves) if rows == 1 else 2
+    size = (4.0 * columns + 1.4 * (rows == 1), 3.3 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(curves) :]:
+        axis.axis("off")
+    for axis, (title, shown) in zip(axes.flat, curves.items(), strict=False):
         for (name, points), (colour, line, dot) in zip(shown.items(), LINES, strict=False):
             points_SK2 = np.asarray(points)
             mean_K2 = points_SK2.mean(0)
@@ -66,7 +70,9 @@ def frontiers(
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.yaxis.set_minor_locator(NullLocator())
-    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+    free = axes.flat[-1] if len(curves) < axes.size else None
+    place = {"loc": "center"} if free else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    (free or axes.flat[-1]).legend(*axes[0, 0].get_legend_handles_labels(), **place, fontsize=10)
     return figure
 
 

@@ -42,11 +42,10 @@ def curves(
         mark: a value of x that gets a vertical line, and what it is.
         level: a height that gets a horizontal line in the last panel, and what it is.
     """
-    size = (2.4 + 3.6 * len(panels), 3.4)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
+    figure, axes = _grid(len(panels), width=4.6 if len(panels) > 1 else 6.0, height=3.2)
     names = list(dict.fromkeys(name for shown in panels.values() for name in shown))
     coloured = [name for name in names if name not in controls]
-    for axis, (title, shown) in zip(axes[0], panels.items(), strict=True):
+    for axis, (title, shown) in zip(axes, panels.items(), strict=True):
         for name, values in shown.items():
             grey = name in controls
             colour = style.CONTROL if grey else COLOURS[coloured.index(name) % len(COLOURS)]
@@ -63,10 +62,21 @@ def curves(
             axis.text(mark[0], 1.0, f" {mark[1]}", color=style.CONTROL, va="bottom", fontsize=9,
                       transform=axis.get_xaxis_transform())  # fmt: skip
     if level:
-        axes[0, -1].axhline(level[0], color=style.CONTROL, lw=1)
-        axes[0, -1].text(0.99, level[0], level[1], color=style.CONTROL, ha="right", va="bottom",
-                         fontsize=9, transform=axes[0, -1].get_yaxis_transform())  # fmt: skip
+        axes[-1].axhline(level[0], color=style.CONTROL, lw=1)
+        axes[-1].text(0.99, level[0], level[1], color=style.CONTROL, ha="right", va="bottom",
+                      fontsize=9, transform=axes[-1].get_yaxis_transform())  # fmt: skip
     return figure
+
+
+def _grid(n: int, *, width: float, height: float, **more) -> tuple[Figure, list[Axes]]:
+    """As many panels, two in a row, so that their letters stay readable."""
+    columns = min(n, 2)
+    rows = -(-n // columns)
+    size = (width * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **more)
+    for axis in axes.flat[n:]:
+        axis.axis("off")
+    return figure, list(axes.flat[:n])
 
 
 def _labels(axis: Axes, x: float, ends: Mapping[str, tuple[float, str]]) -> None:
@@ -81,13 +91,25 @@ def _labels(axis: Axes, x: float, ends: Mapping[str, tuple[float, str]]) -> None
 
 @literal
 def seeds(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], *, controls: Sequence[str] = ()
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    controls: Sequence[str] = (),
+    close: bool = False,
 ) -> Figure:
-    """One dot for each seed: title of a panel -> name -> values; controls are grey."""
+    """One dot for each seed.
+
+    Args:
+        panels: title of a panel -> name -> values.
+        controls: names that are drawn grey.
+        close: axes span the values alone, so that seeds can be told apart; else shares are seen
+            against 0 and 1.
+    """
     names = list(next(iter(panels.values())))
-    size = (2.3 * len(panels) + (4.0 if len(panels) == 1 else 1.4), 0.9 + 0.42 * len(names))
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    for axis, (title, shown) in zip(axes[0], panels.items(), strict=True):
+    width = 4.5 if len(panels) > 1 else 6.3
+    figure, axes = _grid(
+        len(panels), width=width, height=0.8 + 0.34 * len(names), sharey=True, layout="constrained"
+    )
+    for axis, (title, shown) in zip(axes, panels.items(), strict=True):
         for row, name in enumerate(names):
             colour = style.CONTROL if name in controls else style.FEATURE
             values = np.array([value for value in shown[name] if value == value])
@@ -96,11 +118,12 @@ def seeds(
             axis.plot(values, row + apart, "o", color=colour, ms=5, alpha=0.8)
             if not len(values):
                 axis.text(0.5, row, "does not write", color=colour, ha="center", va="bottom",
-                          fontsize=8, transform=axis.get_yaxis_transform())  # fmt: skip
+                          fontsize=9, transform=axis.get_yaxis_transform())  # fmt: skip
         axis.set(xlabel=title, yticks=range(len(names)), yticklabels=names)
         low, high = axis.get_xlim()
-        axis.set_xlim(min(0.0, low), 1.02 if high > 0.3 else high)
-    axes[0, 0].invert_yaxis()
+        if not close:
+            axis.set_xlim(min(0.0, low), 1.02 if high > 0.3 else high)
+    axes[0].invert_yaxis()
     return figure
 
 

@@ -37,17 +37,19 @@ from saelearn.sae import (
     TopK,
     load,
 )
-from saelearn.tiny import controls, shipped
+from saelearn.tiny import controls, looks, shipped
 from saelearn.train import train, usual_lr
 
 D_SAE, STEPS, BATCH_SIZE, SEEDS = 256, 1_000, 512, (0, 1, 2)
+LONGER = 6_000  # steps of those that are trained for as long as it still changes their order
 DOCUMENTS, HELD_OUT, SPLICED = 8_000, 200, 80
 READS, WRITES = "transformer.h.2.mlp:in", "transformer.h.2.mlp:out"  # of the transcoder
 TRANSCODER_L0 = 12
 TRANSCODER = {"d_sae": 512, "steps": 1_500, "batch_size": 1_024}
 TRANSCODER_DOCUMENTS = 12_000
 AT, NEAR = 6, 0.03  # the L0 at which architectures are compared, and how near is near enough
-NUMBERS_FILE = "numbers.json"
+NUMBERS_FILE, TWINS_FILE, OTHER_SEEDS = "numbers.json", "twins.json", "other_seeds"
+TWINS_DOCUMENTS, CURED = 16, 25_200  # documents; rows on which cures are fitted
 AUX = {"aux_k": 64, "aux_coefficient": 1 / 8, "dead_after": 100}
 
 
@@ -74,6 +76,8 @@ STRENGTHS: dict[str, tuple[float, ...]] = dict.fromkeys(KINDS, (AT,)) | {
     "L1": (0.98, 0.5, 2.0),
     "Gated": (1.25, 0.6, 2.8),
 }
+STRENGTHS_LONGER = {"L1": (0.7, 0.9), "TopK": (AT,)}  # around `AT`, after `LONGER` steps
+COMPARED = ("TopK", END_TO_END)  # of which features without a twin are looked for
 
 
 class Score(NamedTuple):
@@ -193,8 +197,9 @@ class Bench:
         sae = self.train(kind, strength, seed, **size).exported()
         seconds = time.perf_counter() - started
         found = self.score(sae.half().float())._asdict()
-        record = {"kind": kind, "strength": strength, "seed": seed, "seconds": round(seconds, 1)}
-        return record | {name: float(f"{v:.5g}") for name, v in found.items()}, sae
+        steps = size.get("steps") or STEPS
+        record = {"kind": kind, "strength": strength, "seed": seed, "steps": steps}
+        return record | {"seconds": round(seconds, 1)} | _rounded(found), sae
 
 
 def _by_frequency(tokens_NT: Tensor, judged_NT: Tensor) -> float:
@@ -203,18 +208,28 @@ def _by_frequency(tokens_NT: Tensor, judged_NT: Tensor) -> float:
     return float(-(count_V / count_V.sum()).log()[judged_NT[:, 1:]].mean())
 
 
-def trainings() -> Iterator[tuple[str, float, int]]:
-    """All that `build` trains, what is wanted most first: kind, strength, seed."""
-    rounds = (
-        (0, STRENGTHS, SEEDS),
-        (1, TUNED, SEEDS),
-        (2, TUNED, SEEDS),
-        (0, [WITHOUT_AUX], SEEDS),
-        (0, [END_TO_END], SEEDS[:2]),  # which takes as long as all others together
-    )
-    for level, kinds, seeds in rounds:
-        for seed in seeds:
-            yield from ((kind, STRENGTHS.get(kind, (AT,))[level], seed) for kind in kinds)
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.5g}") for name, value in figures.items()}
+
+
+class Training(NamedTuple):
+    """What `build` trains: a kind of SAE, its strength, its seed, for how many steps."""
+
+    kind: str
+    strength: float
+    seed: int
+    steps: int
+
+
+def trainings() -> Iterator[Training]:
+    """All that `build` trains, what is wanted most first."""
+    for level, kinds in ((0, STRENGTHS), (1, TUNED), (2, TUNED), (0, (WITHOUT_AUX, END_TO_END))):
+        for seed in SEEDS:
+            for kind in kinds:
+                yield Training(kind, STRENGTHS.get(kind, (AT,))[level], seed, STEPS)
+    for seed in SEEDS:
+        for kind, strengths in STRENGTHS_LONGER.items():
+            yield from (Training(kind, strength, seed, LONGER) for strength in strengths)
 
 
 def build(folder: Path, root: Path) -> None:
@@ -238,22 +253,52 @@ def build(folder: Path, root: Path) -> None:
 
 def _go_on(folder: Path, lm: LM, probe: Mapping[str, float]) -> None:
     """Make what a folder does not hold yet."""
-    path = folder / NUMBERS_FILE
+    path, others = folder / NUMBERS_FILE, folder / OTHER_SEEDS
     runs = artifacts.read_json(path) if path.exists() else []
-    done = {(run["kind"], run["strength"], run["seed"]) for run in runs}
+    done = {Training(*(run[name] for name in Training._fields)) for run in runs}
     bench = Bench(lm, probe=probe)
     if not (folder / "transcoder").exists():
         _transcoder(lm).half().save(folder / "transcoder")
-    for kind, strength, seed in trainings():
-        if (kind, strength, seed) in done:
+    for which in trainings():
+        kind, strength, seed, steps = which
+        if which in done:
             continue
-        run, sae = bench.run(kind, strength, seed)
-        print(f"{kind}, {strength:g}, seed {seed}: L0 {run['l0']:.2f}, {run['seconds']:.0f} s")
-        if seed == SEEDS[0] and strength == STRENGTHS.get(kind, (AT,))[0] and kind != WITHOUT_AUX:
+        run, sae = bench.run(kind, strength, seed, steps=steps)
+        print(f"{kind}, {strength:g}, {steps} steps, seed {seed}: L0 {run['l0']:.2f}, "
+              f"{run['seconds']:.0f} s")  # fmt: skip
+        if steps == STEPS and strength == STRENGTHS.get(kind, (AT,))[0] and kind != WITHOUT_AUX:
+            run["left"] = _rounded(looks.cures(sae, bench.x_held_ND, bench.x_ND[:CURED]))
             sae.metadata |= lm.about(shipped.SITE) | {"model_name": OURS, "seed": seed}
-            sae.half().save(folder / _folder(kind))
+            if seed == SEEDS[0]:
+                sae.half().save(folder / _folder(kind))
+            elif kind in COMPARED:
+                sae.half().save(others / f"{_folder(kind)}_{seed}")
         runs.append(run)
         artifacts.write_json(path, runs)
+    artifacts.write_json(folder / TWINS_FILE, _twins(folder, bench))
+    shutil.rmtree(others, ignore_errors=True)
+
+
+def _twins(folder: Path, bench: Bench) -> dict[str, list[dict[str, Any]]]:
+    """What features do that an SAE of another kind, or of the same with another seed, lacks."""
+
+    def found(kind: str, seed: int) -> SAE:
+        place = f"{OTHER_SEEDS}/{_folder(kind)}_{seed}" if seed != SEEDS[0] else _folder(kind)
+        return load(folder / place).float()
+
+    local, whole = ({seed: found(kind, seed) for seed in SEEDS} for kind in COMPARED)
+    pairs = {END_TO_END: list(zip(local.values(), whole.values(), strict=True))}
+    next_seed = [*SEEDS[1:], SEEDS[0]]
+    pairs["another seed"] = [(local[a], local[b]) for a, b in zip(SEEDS, next_seed, strict=True)]
+    few_NT = bench.spliced_NT[:TWINS_DOCUMENTS]
+    return {
+        name: [
+            {label: _rounded(harm._asdict()) for label, harm in looks.harms(
+                bench.lm, sae, other, bench.x_held_ND, few_NT).items()}
+            for sae, other in each
+        ]
+        for name, each in pairs.items()
+    }  # fmt: skip
 
 
 def _transcoder(lm: LM) -> SAE:
@@ -285,9 +330,26 @@ def load_transcoder() -> SAE:
     return load(artifacts.find("beyond/transcoder")).float()
 
 
-def scores() -> list[dict[str, Any]]:
-    """All that was measured when the SAEs were made: a record for each training."""
-    return artifacts.read_json(artifacts.find(f"beyond/{NUMBERS_FILE}"))
+def scores(steps: int | None = None) -> list[dict[str, Any]]:
+    """What was measured when the SAEs were made: a record for each training of so many steps.
+
+    `STEPS` by default. A record holds the fields of `Training` and `Score`, and seconds; those at
+    an L0 of about `AT` after `STEPS` steps also, as `left`, what `looks.cures` leave.
+    """
+    runs = artifacts.read_json(artifacts.find(f"beyond/{NUMBERS_FILE}"))
+    return [run for run in runs if run["steps"] == (steps or STEPS)]
+
+
+def twins() -> dict[str, list[dict[str, looks.Harm]]]:
+    """What local features do that have, and have not, a twin: for each seed, as `looks.harms` says.
+
+    Of `END_TO_END`, or of "another seed" of the same kind.
+    """
+    stored = artifacts.read_json(artifacts.find(f"beyond/{TWINS_FILE}"))
+    return {
+        name: [{label: looks.Harm(**harm) for label, harm in pair.items()} for pair in pairs]
+        for name, pairs in stored.items()
+    }
 
 
 def at_equal_l0(runs: list[dict[str, Any]], l0: float = AT) -> dict[str, list[dict[str, float]]]:

@@ -209,7 +209,7 @@ STEPS = {
     "saes": Step(build_saes, 34, "SAEs over eight L1 coefficients, seeds, sizes, sites and TopK"),
     "probes": Step(build_probes, 1, "what a linear probe reads off the site"),
     "controls": Step(build_controls, 12, "SAEs of which half was never trained, and their scores"),
-    "beyond": Step(build_beyond, 15, "architectures at equal L0, a transcoder, their scores"),
+    "beyond": Step(build_beyond, 24, "architectures at equal L0, a transcoder, their scores"),
     "applications": Step(build_applications, 3, "probes on features and on activations, compared"),
     "dial": Step(build_dial, 1, "the toy sweep behind the L1 dial"),
 }
