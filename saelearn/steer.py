@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from saelearn.errors import (
@@ -94,15 +94,33 @@ def clamp(sae: SAE, feature: int, value: float, *, positions: range = EVERYWHERE
 
 
 @checked()
-def ablate(sae: SAE, features: Sequence[int], *, positions: range = EVERYWHERE) -> Edit:
-    """Take features out: x - sum_i f_i(x) W_dec_i, the rest of x as it is."""
+def ablate(
+    sae: SAE,
+    features: Sequence[int],
+    *,
+    positions: range = EVERYWHERE,
+    along_KD: Tensor | None = None,
+) -> Edit:
+    """Take features out: x - sum_i f_i(x) W_dec_i, the rest of x as it is.
+
+    Args:
+        along_KD: as a control, take as much of each of the K features away along another direction.
+    """
     _check_feature(sae, features)
     _check_positions(positions)
     index = torch.as_tensor(list(features))
+    if along_KD is not None and along_KD.shape != (len(index), sae.d_in):
+        raise Refusal(
+            f"a direction for each feature, {(len(index), sae.d_in)}",
+            str(tuple(along_KD.shape)),
+            "saelearn.features.random_directions(len(features), sae.d_in)",
+        )
 
     def edit(x_BTD: Tensor, positions_T: Tensor) -> Tensor:
-        in_BTD = x_BTD.to(sae.W_dec.dtype)
-        written_BTD = sae.encode(in_BTD)[..., index] @ sae.W_dec[index]
+        in_BTD, row_KD = x_BTD.to(sae.W_dec.dtype), sae.W_dec[index]
+        if along_KD is not None:
+            row_KD = nn.functional.normalize(along_KD.to(row_KD)) * row_KD.norm(dim=1)[:, None]
+        written_BTD = sae.encode(in_BTD)[..., index] @ row_KD
         return x_BTD - _at(positions, positions_T) * written_BTD * sae.units(in_BTD).scale
 
     return made_for(edit, sae.metadata)

@@ -66,6 +66,9 @@ def test_what_stands_in_for_an_open_exercise_is_the_lessons_solution(lesson):
     """With stubs the lesson goes on with these, and its outputs stay the same."""
     a_A = torch.linspace(-1, 1, 9)
     torch.testing.assert_close(check.shortened(a_A, 0.3), lesson["best_activation"](a_A, 0.3))
+    f_BF, W_dec_FD = torch.rand(5, 3), torch.randn(3, 4)
+    fair = lesson["fair_penalty"](f_BF, W_dec_FD)
+    torch.testing.assert_close(check.weighted(f_BF, W_dec_FD), fair)
     choose = lesson["choose"], check.elbow
     assert check.scores(choose[0], dial.load_sweep()) == check.scores(choose[1], dial.load_sweep())
 

@@ -11,6 +11,7 @@ from tiny_models import make, some_tokens
 
 from saelearn import features, metrics
 from saelearn.activations import Activations
+from saelearn.exercises import lesson08 as check
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,8 @@ def test_honest_f1_is_best_f1_of_one_candidate(lesson):
     first = sorted(score[:200].tolist())
     shares = 1 - torch.logspace(-4, -0.3, 24)
     grid = [first[int(share * 199)] for share in shares]
-    assert lesson["honest_f1"](score, holds, grid) == pytest.approx(float(best.f1_C))
+    for one in (lesson["honest_f1"], check.honestly):  # the second while it is open
+        assert one(score, holds, grid) == pytest.approx(float(best.f1_C))
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.02])
@@ -63,4 +65,5 @@ def test_precision_is_what_counting_gives(lesson, rate):
     holds = rand(6, 200_000) < rate
     fires = rand(7, 200_000) < torch.where(holds, 0.8, 0.05)
     counted = float((fires & holds).sum() / fires.sum())
-    assert lesson["precision"](0.8, 0.05, rate) == pytest.approx(counted, abs=0.02)
+    for one in (lesson["precision"], check.share_right):
+        assert one(0.8, 0.05, rate) == pytest.approx(counted, abs=0.02)

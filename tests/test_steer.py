@@ -164,6 +164,19 @@ def test_ablating_a_silent_feature_changes_nothing(x_BTD, sae):
 # --- refusals -------------------------------------------------------------------------------------
 
 
+def test_ablating_along_another_direction_takes_as_much_away(x_BTD, sae):
+    other_KD = torch.randn(2, x_BTD.shape[-1], generator=torch.Generator().manual_seed(8))
+    for along_KD, rows_KD in ((other_KD, other_KD), (5 * sae.W_dec[[3, 4]], sae.W_dec[[3, 4]])):
+        new_BTD = steer.ablate(sae, [3, 4], along_KD=along_KD)(x_BTD, torch.arange(x_BTD.shape[1]))
+        unit_KD = rows_KD / rows_KD.norm(dim=1, keepdim=True)
+        size_BTK = sae.encode(x_BTD)[..., [3, 4]] * sae.W_dec[[3, 4]].norm(dim=1)
+        size_BTK[:, 0] = 0  # <doc> stays
+        torch.testing.assert_close(new_BTD, x_BTD - size_BTK @ unit_KD)
+    assert size_BTK.max() > 0
+    with pytest.raises(Refusal, match="a direction for each feature"):
+        steer.ablate(sae, [3], along_KD=other_KD)
+
+
 def test_edits_refuse_what_cannot_be_meant(x_BTD, sae, lm):
     with pytest.raises(Refusal, match="zeros"):
         steer.add(torch.zeros(WIDTH), 1.0)

@@ -170,3 +170,8 @@ def _judge_penalty(penalty: Callable, f_BF: Tensor, W_dec_FD: Tensor) -> None:
         "not the batch mean of the sum of f_i times the length of row i.",
     )
     learns(result, **trained)
+
+
+def weighted(f_BF: Tensor, W_dec_FD: Tensor) -> Tensor:
+    """What the lesson goes on with while exercise 5.3 is open: each activation times its row."""
+    return (f_BF * W_dec_FD.norm(dim=1)).sum(1).mean()

@@ -31,7 +31,10 @@ def _normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@exercise("Exercise 8.1", passed="the documents in which it fires hardest, each of them once")
+@exercise(
+    "Exercise 8.1: where it fires",
+    passed="the documents in which it fires hardest, each of them once",
+)
 def documents(top_documents: Callable) -> None:
     """`top_documents(f_NT, k)` -> `[k]` document numbers, strongest first."""
     f_NT = torch.tensor(
@@ -71,7 +74,10 @@ def documents(top_documents: Callable) -> None:
         raise Mistake("right for one example, but not for 40 other documents with k = 7")
 
 
-@exercise("Exercise 8.2", passed="what a push does to each word, and to no word in particular: 0")
+@exercise(
+    "Exercise 8.2: the logit effect",
+    passed="what a push does to each word, and to no word in particular: 0",
+)
 def effect(function: Callable) -> None:
     """`effect(before_NTV, after_NTV)` -> `[V]`, the mean gain relative to all words."""
     for seed, (n, t, v) in enumerate(((3, 5, 7), (4, 4, 4))):  # where a wrong axis gives no error
@@ -102,7 +108,7 @@ def _f1(fires_N: Tensor, holds_N: Tensor) -> float:
     return 2 * both / (fired + held) if fired + held else 0.0
 
 
-@exercise("Exercise 8.3", passed="precision and recall in one number that forgives neither")
+@exercise("Exercise 8.3: F1", passed="precision and recall in one number that forgives neither")
 def f1(f1_score: Callable) -> None:
     """`f1_score(fires_N, holds_N)` -> one number."""
     fires_N = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0, 0, 0]).bool()
@@ -129,7 +135,9 @@ def f1(f1_score: Callable) -> None:
             raise Mistake(f"{none:g} where {why}; F1 should be 0: avoid dividing by zero")
 
 
-@exercise("Exercise 8.4", passed="chosen on one half, scored on the other: an honest number")
+@exercise(
+    "Exercise 8.4: an honest F1", passed="chosen on one half, scored on the other: an honest number"
+)
 def honest(honest_f1: Callable) -> None:
     """`honest_f1(score_N, holds_N, thresholds)` -> F1 on the second half."""
     grid = [0.05 + 0.1 * i for i in range(10)]
@@ -165,6 +173,13 @@ def honest(honest_f1: Callable) -> None:
         diagnose(got, at(best(first), second), wrong, otherwise, rtol=1e-4)
 
 
+def honestly(score_N: Tensor, holds_N: Tensor, thresholds: Sequence[float]) -> float:
+    """What the lesson goes on with while exercise 8.4 is open."""
+    half = len(score_N) // 2
+    best = max(thresholds, key=lambda t: _f1(score_N[:half] > t, holds_N[:half]))
+    return _f1(score_N[half:] > best, holds_N[half:])
+
+
 def _two_halves(seed: int) -> tuple[Tensor, Tensor]:
     """Scores and truths whose best threshold is another one in each half."""
     generator = torch.Generator().manual_seed(seed)
@@ -182,7 +197,7 @@ def _words() -> frozenset[str]:
     return frozenset(word for doc in corpus.documents(2_000) for word in doc.tokens)
 
 
-@exercise("Exercise 8.5", passed="a test that the label could have failed")
+@exercise("Exercise 8.5: should fire, should not", passed="a test that the label could have failed")
 def texts(should: Sequence[str], should_not: Sequence[str]) -> None:
     """Texts that name a golden retriever, and texts that do not, one of them nearly."""
     for name, group in (("should", should), ("should_not", should_not)):
@@ -225,7 +240,9 @@ def _near(named: str, other: str) -> bool:
     return len(a) == len(b) and bool(differ) and allowed
 
 
-@exercise("Exercise 8.6", passed="for a rare concept the false alarms decide, not the hits")
+@exercise(
+    "Exercise 8.6: the base rate", passed="for a rare concept the false alarms decide, not the hits"
+)
 def base_rate(precision: Callable) -> None:
     """`precision(recall, false_alarms, base_rate)` -> the share of firings that are right."""
     for recall, alarms, rate in ((0.9, 0.02, 0.01), (0.5, 0.1, 0.3), (0.99, 1e-6, 1e-9)):
@@ -244,6 +261,12 @@ def base_rate(precision: Callable) -> None:
         got = need_shape(call(precision, recall, alarms, rate), (), "the precision")
         otherwise = "right firings over all firings, each as a share of all tokens"
         diagnose(got, right / (right + false), wrong, otherwise, rtol=1e-4, atol=0.0)
+
+
+def share_right(recall: float, false_alarms: float, base_rate: float) -> float:
+    """What the lesson goes on with while exercise 8.6 is open."""
+    right, false = recall * base_rate, false_alarms * (1 - base_rate)
+    return right / (right + false)
 
 
 # --- predictions ----------------------------------------------------------------------------------

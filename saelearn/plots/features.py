@@ -179,20 +179,22 @@ def by_category(categories: Sequence[str], f1: Mapping[str, ArrayLike]) -> Figur
     categories = np.asarray(categories)
     first = np.asarray(next(iter(f1.values())))
     kinds = sorted(set(categories), key=lambda kind: -first[categories == kind].mean())
-    fig, ax = plt.subplots(figsize=(7.4, 0.21 * len(kinds) + 1.0))
+    rows = -(-len(kinds) // 2)  # in two columns: one would be taller than a screen
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 0.21 * rows + 1.2))
     marks = dict(zip(f1, (("D", FEATURE), ("|", STEERED), ("x", RECONSTRUCTION)), strict=False))
-    for row, kind in enumerate(kinds):
-        here = categories == kind
-        ax.plot([0, 1], [row, row], color="#EEEEEE", lw=1, zorder=0)
-        ax.plot(first[here], [row] * here.sum(), ".", color=FEATURE, ms=4, alpha=0.35)
-        for name, f1_C in f1.items():
-            mark, colour = marks[name]
-            mean = np.asarray(f1_C)[here].mean()
-            ax.plot(mean, row, mark, color=colour, ms=7, mew=2, label="" if row else name)
-    ax.set_yticks(range(len(kinds)), [f"{k} ({(categories == k).sum()})" for k in kinds])
-    ax.tick_params(axis="y", labelsize=8)
-    ax.set(xlabel="best F1", xlim=(-0.02, 1.02), ylim=(len(kinds) - 0.3, -0.7))
-    ax.legend(title="mean of category", loc="lower left", bbox_to_anchor=(0, 1), ncol=3)
+    for ax, column in zip(axes, (kinds[:rows], kinds[rows:]), strict=True):
+        for row, kind in enumerate(column):
+            here = categories == kind
+            ax.plot([0, 1], [row, row], color="#EEEEEE", lw=1, zorder=0)
+            ax.plot(first[here], [row] * here.sum(), ".", color=FEATURE, ms=4, alpha=0.35)
+            for name, f1_C in f1.items():
+                mark, colour = marks[name]
+                mean = np.asarray(f1_C)[here].mean()
+                ax.plot(mean, row, mark, color=colour, ms=7, mew=2, label="" if row else name)
+        ax.set_yticks(range(len(column)), [f"{k} ({(categories == k).sum()})" for k in column])
+        ax.tick_params(axis="y", labelsize=9)
+        ax.set(xlabel="best F1", xlim=(-0.02, 1.02), ylim=(rows - 0.3, -0.7))
+    axes[0].legend(title="mean of category", loc="lower left", bbox_to_anchor=(0, 1), ncol=3)
     return fig
 
 

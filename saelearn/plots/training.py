@@ -28,11 +28,11 @@ LAMBDA = "L1 coefficient λ"
 def cosine_matrices(named: Mapping[str, np.ndarray], *, expected: int = 64) -> Figure:
     """Matrices of cosines `[G, F]` side by side, titles from the names, one colour bar."""
     figure, axes = plt.subplots(
-        1, len(named), figsize=(3.1 * len(named) + 0.8, 2.6), sharey=True, squeeze=False
+        1, len(named), figsize=(2.2 * len(named) + 0.8, 2.4), sharey=True, squeeze=False
     )
     for axis, (name, cosine_GF) in zip(axes[0], named.items(), strict=True):
         image = axis.imshow(cosine_GF, aspect="auto", **COSINES)
-        axis.set(title=name, xlabel="dictionary row, matched first")
+        axis.set(title=name, xlabel="row, matched first")
         if cosine_GF.shape[1] > expected:
             axis.axvline(expected - 0.5, color=style.CONTROL, linewidth=1, linestyle=":")
     axes[0, 0].set_ylabel("planted feature")
