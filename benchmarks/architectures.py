@@ -122,7 +122,7 @@ class Kind:
     strengths: dict[str, Sequence[float]] | None = None
     warmup: str | None = None
     of_batch: bool = False
-    at: dict[str, int] = field(default_factory=dict)
+    at: dict[str, float] = field(default_factory=dict)
 
 
 def widths(F: int) -> tuple[int, int]:
@@ -135,7 +135,7 @@ KINDS = {
         lambda c, F: {"l1_coefficient": c},
         "StandardTrainingSAE", lambda c, F: {"l1_coefficient": c},
         {"planted": (2.0, 3.0), "tiny": (0.7, 1.5)}, "l1_warm_up_steps",
-        at={"tiny": 6},
+        at={"planted": 4.3, "tiny": 6},
     ),
     "topk": Kind(
         lambda k, F: {"kind": TopK, "k": k}, "TopKTrainingSAE", lambda k, F: {"k": k},
@@ -155,13 +155,13 @@ KINDS = {
         lambda c, F: {"kind": JumpReLU, "objective": JumpL0(c)},
         "JumpReLUTrainingSAE", lambda c, F: {"l0_coefficient": c},
         {"planted": (0.1, 0.25, 0.5), "tiny": (0.25, 1.0, 4.0)}, "l0_warm_up_steps",
-        at={"tiny": 32},
+        at={"tiny": 6},
     ),
     "gated": Kind(
         lambda c, F: {"kind": Gated, "objective": GatedL1(c)},
         "GatedTrainingSAE", lambda c, F: {"l1_coefficient": c},
         {"planted": (1.5, 2.0, 2.5), "tiny": (1.5, 3.0)}, "l1_warm_up_steps",
-        at={"tiny": 8},
+        at={"tiny": 4},
     ),
     "matryoshka": Kind(
         lambda k, F: {"kind": BatchTopK, "k": k, "objective": Matryoshka(widths=widths(F))},
