@@ -203,7 +203,9 @@ def number(low: float = -1e300, high: float = math.inf) -> Callable[[Any, str], 
     return functools.partial(check_range, low=low, high=high)
 
 
-def checked(**numbers: Callable[[Any, str], Any]) -> Callable[[Callable], Callable]:
+def checked(
+    stretch: str = "", /, **numbers: Callable[[Any, str], Any]
+) -> Callable[[Callable], Callable]:
     """Check what a function is given, where it enters.
 
         @checked(k=whole(1), share=number(0, 1))
@@ -215,6 +217,9 @@ def checked(**numbers: Callable[[Any, str], Any]) -> Callable[[Callable], Callab
     directions (`x`, `W`, `a`, `direction`) have a floating dtype. Truth values, texts, lists,
     functions and objects of a class are checked by their annotation, numbers by the ranges that
     are given here, which are added to the docstring. None passes where it is the default.
+
+    Args:
+        stretch: letters of which a tensor may have 1, which stands for as many as the others have.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -237,7 +242,7 @@ def checked(**numbers: Callable[[Any, str], Any]) -> Callable[[Callable], Callab
                 if name in numbers:
                     numbers[name](value, name)
                 elif name in matrices:
-                    check_tensor(value, name, matrices[name], sizes)
+                    check_tensor(value, name, matrices[name], sizes, stretch)
                 elif check := kinds()[name]:
                     check(value, name)
             return function(*args, **kwargs)
@@ -308,12 +313,15 @@ def _kind(annotation: str, function: Callable) -> Callable[[Any, str], Any] | No
 _SHAPED = re.compile(r"_([A-Z]{1,4})$")
 
 
-def check_tensor(x: Tensor, name: str, letters: str, sizes: dict[str, int] | None = None) -> Tensor:
+def check_tensor(
+    x: Tensor, name: str, letters: str, sizes: dict[str, int] | None = None, stretch: str = ""
+) -> Tensor:
     """Return `x` if it is what its name says (`checked`); else refuse.
 
     Args:
         letters: one for each dimension; behind "..." any may come before them.
         sizes: how large each letter is; those that are new are added.
+        stretch: as for `checked`.
     """
     shape = f"[{', '.join(letters.replace('...', '')) or '...'}]"
     sizes = {} if sizes is None else sizes
@@ -333,7 +341,9 @@ def check_tensor(x: Tensor, name: str, letters: str, sizes: dict[str, int] | Non
             f"{name} of shape {shape}, none of them 0", received, remedy if "tok" in name else ""
         )
     for letter, size in zip(letters, x.shape[extra:], strict=True):
-        if size != sizes.setdefault(letter, size):
+        if letter in stretch and 1 in (size, sizes.get(letter)):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+        elif size != sizes.setdefault(letter, size):
             received = f"shape {tuple(x.shape)}"
             same = f"the same {letter}, {sizes[letter]}, as before it"
             raise Refusal(f"{name} of shape {shape} with {same}", received)

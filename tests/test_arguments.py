@@ -407,6 +407,14 @@ def test_what_is_wrong_is_said(wrong, said):
     assert re.search(said, str(caught.value).split("\n  try")[0])
 
 
+def test_one_stands_for_many_where_that_is_said():
+    one_N1, many_NC = HOLDS_NC[:, :1], HOLDS_NC
+    assert torch.equal(metrics.f1(one_N1, many_NC), metrics.f1(one_N1.expand(-1, 2), many_NC))
+    assert len(sparse_coding.objective(X_ND[:1], F_NF, W_FD, 0.1)) == N
+    with pytest.raises(Refusal, match="the same N"):
+        metrics.f1(one_N1[:1], many_NC)
+
+
 def test_numbers_have_no_size_to_speak_of_but_an_end():
     assert check_whole(2**63 - 1, "n", 0) == 2**63 - 1
     with pytest.raises(Refusal, match="n >= 0"):

@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ import numpy as np
 import pytest
 import small_class
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny_models import make, some_tokens
 from torch import Tensor
@@ -170,7 +171,7 @@ def message(folder: Path) -> None:
     (folder / "frame").write_bytes(wire.frame(header, packer.body()))
 
 
-def received(folder: Path) -> Any:
+def received(folder: Path) -> str:
     file = io.BytesIO((folder / "frame").read_bytes())
 
     def exactly(n: int) -> bytes:
@@ -185,7 +186,7 @@ def received(folder: Path) -> Any:
         raise Refusal("a whole message", str(error)) from error
     assert isinstance(value, type(None) | bool | int | float | str | list | tuple | dict | complex
                       | wire.Strange | Tensor | np.ndarray | type(...))  # fmt: skip
-    return value
+    return repr(value)
 
 
 def texts(folder: Path) -> None:
@@ -259,7 +260,8 @@ def damaged(whole: bytes, rng: np.random.Generator) -> bytes:
     found = bytearray(whole)
     for _ in range(rng.integers(1, 5)):
         size = len(found)
-        where = [rng.integers(size + 1), rng.integers(min(size, 300) + 1), max(0, size - 40)]
+        near = int(rng.integers(min(size, 300) + 1))
+        where = [rng.integers(size + 1), near, max(0, size - near // 6)]
         at = int(where[rng.integers(3)])
         match rng.integers(6):
             case 0 | 1 | 2 if at < size:
@@ -331,7 +333,9 @@ def test_much_damage(name: str, tmp_path: Path) -> None:
 def a_text_is_text(text: str) -> None:
     """Read and written: by a tokenizer, in HTML, in a terminal."""
     with at_most(LONGEST):
-        assert isinstance(as_html(text), str) and as_text(text).isprintable()
+        assert isinstance(as_html(text), str)  # test_literal reads it
+        codes = (c for c in as_text(text) if unicodedata.category(c) == "Cc")
+        assert set(codes) <= {"\n", "\t"}
         try:
             tokens_1T = model().tokenize(text)
         except Refusal:
@@ -343,7 +347,11 @@ def a_text_is_text(text: str) -> None:
 
 ODD = st.text(st.characters(codec=None), max_size=80)
 test_texts = posix(
-    pytest.mark.slow(settings(max_examples=500, deadline=None)(given(ODD)(a_text_is_text)))
+    pytest.mark.slow(
+        settings(max_examples=500, deadline=None)(
+            example("a \ud800 half")(given(ODD)(a_text_is_text))
+        )
+    )
 )
 
 
@@ -387,11 +395,12 @@ def an_answer_gets_a_verdict(data: st.DataObject) -> None:
             raise error("an answer's own")
         return value
 
-    at = data.draw(st.integers(0, len(answers) - 1))
+    guess = check.__name__.startswith("predicted")  # what it is compared with is the lesson's own
+    at = 0 if guess else data.draw(st.integers(0, len(answers) - 1))
     given_ = function if callable(answers[at]) and not isinstance(answers[at], type) else value
     with at_most(LONGEST):
         verdict = check(*answers[:at], given_, *answers[at + 1 :])
-    assert verdict.state in ("passed", "wrong", "open") and len(verdict.message) <= 2_000
+    assert verdict.state in ("passed", "wrong", "open", "noted") and len(verdict.message) <= 2_000
 
 
 quiet = settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))

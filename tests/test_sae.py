@@ -141,6 +141,11 @@ def test_folding_a_scale_changes_units_and_nothing_else(centred: bool, scale: fl
     torch.testing.assert_close(sae(x).x_hat, x_hat, rtol=1e-4, atol=1e-5 / min(scale, 1))
 
 
+def test_a_scale_may_be_a_tensor_of_one() -> None:
+    of_float, of_tensor = SAE(D, F).fold_scale_(2.0), SAE(D, F).fold_scale_(torch.tensor(2.0))
+    assert torch.equal(of_float.W_enc, of_tensor.W_enc)
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_scale_that_cannot_be_folded_is_refused(scale: float) -> None:
     with pytest.raises(Refusal, match="above 0"):

@@ -51,7 +51,13 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 def encoding(tokenizer: Any, text: str) -> Any:
     """What the tokenizer makes of a text, nothing put around it."""
-    return tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    how = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    try:
+        return tokenizer(text, **how)
+    except (TypeError, UnicodeEncodeError) as error:  # JSON and Windows know such halves
+        expected, received = "a text of whole characters", "half of a pair of UTF-16"
+        remedy = 'text.encode("utf-8", "replace").decode() puts "?" in its place'
+        raise Refusal(expected, received, remedy) from error
 
 
 def _refuse_unknown(tokenizer: Any, text: str, ids: list[int]) -> None:

@@ -277,7 +277,7 @@ class SAE(nn.Module):
             raise Refusal("an SAE that takes rows as they are", self.normalize_activations)
         target_scale = scale if target_scale is None else target_scale
         for value in (scale, target_scale):
-            check_range(value, "scale", ABOVE_0)
+            check_range(value.item() if _is_one(value) else value, "scale", ABOVE_0)
         self.W_enc.mul_(scale)
         self.W_dec.div_(target_scale)
         self.b_dec.div_(target_scale)
@@ -428,6 +428,10 @@ def needs(config: dict[str, Any], name: str) -> Any:
     if name not in config:
         raise Refusal(f"{name} in {CONFIG_FILE}", f"only {', '.join(sorted(config))}")
     return config[name]
+
+
+def _is_one(value: float | Tensor) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def _moved_to_zero(a: Tensor, threshold: float | Tensor, nonnegative: bool) -> T
     return a.sign() * torch.relu(a.abs() - threshold)
 
 
-@checked(l1_coefficient=number(0))
+@checked("B", l1_coefficient=number(0))
 def objective(x_BD: Tensor, f_BF: Tensor, W_dec_FD: Tensor, l1_coefficient: float) -> Tensor:
     """Squared error summed over D plus l1_coefficient * sum |f|, one number for each row, `[B]`."""
     return (x_BD - f_BF @ W_dec_FD).square().sum(1) + l1_coefficient * f_BF.abs().sum(1)
@@ -74,7 +74,7 @@ def curvature(W_dec_FD: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(W_dec_FD, 2).square()
 
 
-@checked(l1_coefficient=number(0))
+@checked("B", l1_coefficient=number(0))
 def ista_step(
     x_BD: Tensor,
     f_BF: Tensor,
