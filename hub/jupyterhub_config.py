@@ -34,6 +34,8 @@ c.Spawner.environment = {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
 }
 c.Spawner.args = ["--KernelManager.transport_encryption=auto"]
+# A login shell, as a terminal of JupyterLab is by default, may set PATH anew and lose these two.
+c.Spawner.args += ["--ServerApp.terminado_settings=shell_command=/bin/bash"]
 
 # Who leaves a tab open keeps a kernel of half a gigabyte: an idle one is ended after an hour.
 c.Spawner.args += ["--MappingKernelManager.cull_idle_timeout=3600"]

@@ -292,6 +292,13 @@ CHANGES = {
     "edited": (lambda c: edit(c, "tied", source="check.tied = print"), "had been edited"),
     "deleted": (lambda c: c.pop(where(c, "-tied")), "was missing"),
     "doubled": (lambda c: c.append(copy.deepcopy(c[where(c, "-tied")])), ""),
+    "split": (
+        lambda c: (
+            c.insert(where(c, "-tied"), {**copy.deepcopy(c[where(c, "-tied")]), "id": "half"}),
+            c[where(c, "-tied")].update(source="check.tied"),
+        ),
+        "had been edited",
+    ),
     "moved to the top": (lambda c: c.insert(0, c.pop(where(c, "-tied"))), ""),
     "worth more": (lambda c: c[where(c, "-tied")]["metadata"]["nbgrader"].update(points=99), ""),
     "without ids": (lambda c: [cell.pop("id") for cell in c], ""),

@@ -80,6 +80,31 @@ ATTEMPTS = {
         return torch.zeros(5, 7).as_subclass(Liar), torch.zeros(5, 3)
         """
     ),
+    "an object that says it is a tensor": inside(
+        """
+        class Any:
+            __class__ = property(lambda self: torch.Tensor)
+            shape, dtype, requires_grad = (5, 7), torch.float32, False
+            detach = cpu = double = float = lambda self: self
+        return Any(), Any()
+        """
+    ),
+    "a module that lies about its parts": inside(
+        """
+        from saelearn.sae import SAE
+        class Liar(SAE):
+            named_parameters = lambda self, *a, **k: iter([("encode", M), ("number", b), ("", x)])
+            named_buffers = lambda self, *a, **k: iter([("share", M), ("sandbox", b)])
+        return Liar(3, 7), Liar(3, 7)
+        """
+    ),
+    "a module that asks for the check": inside(
+        """
+        class Spy(nn.Module):
+            def __getattr__(self, name): return lambda *a, **k: (100.0, "passed")
+        return Spy(), Spy()
+        """
+    ),
     "prints a verdict": (
         f"{WRONG}import os\nprint('✓ Exercise 4.1: passed')\n"
         "os.write(1, b'{\"earned\": 2}')\nos.write(2, b'{\"earned\": 2}')"
