@@ -265,8 +265,10 @@ def logit_effect(
 
 
 @checked()
-def effective_registers(f_NF: Tensor, register_N: Tensor) -> Tensor:
-    """Over how many registers each feature's activation mass spreads, `[F]`, from 1 to R.
+def register_shares(f_NF: Tensor, register_N: Tensor) -> Tensor:
+    """What share of each feature's mass lies in each register, `[R, F]`; 0 where it never fires.
+
+    The mass is the mean activation there, so that a register's size does not count.
 
     Args:
         f_NF: activations; negative ones count by their size, so that neurons can be compared.
@@ -275,7 +277,17 @@ def effective_registers(f_NF: Tensor, register_N: Tensor) -> Tensor:
     n_registers = int(register_N.max()) + 1
     mass_RF = torch.zeros(n_registers, f_NF.shape[1]).index_add_(0, register_N, f_NF.abs())
     rows_R = torch.bincount(register_N, minlength=n_registers).clamp(min=1)
-    return effective_number((mass_RF / rows_R[:, None]).T)  # per row, so that size does not count
+    mass_RF = mass_RF / rows_R[:, None]
+    return mass_RF / mass_RF.sum(0).clamp(min=1e-9)
+
+
+@checked()
+def effective_registers(f_NF: Tensor, register_N: Tensor) -> Tensor:
+    """Over how many registers each feature's activation mass spreads, `[F]`, from 1 to R.
+
+    Args: as for `register_shares`.
+    """
+    return effective_number(register_shares(f_NF, register_N).T)
 
 
 @checked(iterations=whole(1))

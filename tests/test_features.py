@@ -181,6 +181,10 @@ def test_effective_registers_by_hand() -> None:
     f_NF = torch.stack([specialist, even_per_token, signed, silent], 1)
     found = features.effective_registers(f_NF, register_N).tolist()
     assert found == pytest.approx([1, 3, 2, 1])
+    share_RF = features.register_shares(f_NF, register_N)
+    assert share_RF.T.tolist() == [
+        pytest.approx(row) for row in ([1, 0, 0], [1 / 3, 1 / 3, 1 / 3], [0, 0.5, 0.5], [0, 0, 0])
+    ]
 
 
 def test_effective_registers_is_exp_of_the_entropy() -> None:

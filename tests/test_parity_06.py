@@ -11,6 +11,7 @@ import torch
 from taught import taught
 
 from saelearn import activations, metrics
+from saelearn.exercises import lesson06 as check
 
 MODULE = "transformer.h.1.mlp"
 
@@ -68,7 +69,8 @@ def test_answers_to_all(lesson):
             / sum(np.mean(each[:, s]) for each in by_register)
             for s in range(7)
         ]
-        assert lesson["answers_to_all"](a_NS, register_N, wanted) == int(np.argmax(least))
+        for one in (lesson["answers_to_all"], check.searched):  # the second while it is open
+            assert one(a_NS, register_N, wanted) == int(np.argmax(least))
 
 
 def test_best_label_is_the_librarys_f1(lesson):

@@ -26,6 +26,7 @@ from saelearn.exercises import (
 )
 from saelearn.exercises import need_shape as need
 from saelearn.exercises.trainable import unchanged
+from saelearn.features import register_shares
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -437,3 +438,8 @@ def _judge_search(
     }
     diagnose(answer, right, wrong, "not the neuron whose smallest wanted share is largest: "
              f"expected number {right}, came {value:g}")  # fmt: skip
+
+
+def searched(a_NS: Tensor, register_N: Tensor, wanted: Sequence[int]) -> int:
+    """What the lesson goes on with while exercise 6.4 is open."""
+    return int(register_shares(a_NS, register_N)[list(wanted)].amin(0).argmax())

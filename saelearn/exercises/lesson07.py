@@ -16,6 +16,7 @@ from saelearn.exercises import Mistake, Verdict, as_tensor, call, close, diagnos
 from saelearn.exercises import need_shape as need
 from saelearn.exercises.trainable import unchanged
 from saelearn.sae import SAE
+from saelearn.train.memory import needed
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -394,3 +395,9 @@ def memory(training_bytes: Callable) -> None:
             "the buffer",
             rtol=5e-3,  # with or without the biases
         )
+
+
+def counted(d_in: int, d_sae: int, buffer_rows: int) -> int:
+    """What the lesson goes on with while exercise 7.6 is open: bytes in fp32."""
+    parts = needed(d_in, d_sae, 1)
+    return sum(parts[name] for name in ("weights", "gradients", "moments")) + 4 * buffer_rows * d_in

@@ -31,7 +31,8 @@ def _normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 @exercise(
-    "Exercise 9.1", passed="the same step for every token, as long as you said, and x is kept"
+    "Exercise 9.1: the push",
+    passed="the same step for every token, as long as you said, and x is kept",
 )
 def push(function: Callable) -> None:
     """`push(x_BTD, direction_D, amount)` -> `[B, T, D]`."""
@@ -66,7 +67,9 @@ def pushed(x_BTD: Tensor, direction_D: Tensor, amount: float) -> Tensor:
     return x_BTD + amount * direction_D / direction_D.norm()
 
 
-@exercise("Exercise 9.2", passed="how far a token usually lies from the middle of the cloud")
+@exercise(
+    "Exercise 9.2: the unit", passed="how far a token usually lies from the middle of the cloud"
+)
 def unit(typical_norm: Callable) -> None:
     """`typical_norm(x_ND)` -> one number."""
     x_ND = _normal(50, 6, seed=2) * torch.arange(1.0, 7.0) + 10.0
@@ -94,7 +97,10 @@ def unit(typical_norm: Callable) -> None:
     diagnose(got, length_N.mean(), wrong, otherwise, rtol=1e-4, atol=1e-5)
 
 
-@exercise("Exercise 9.4", passed="out of the feature, into the stream: a column of that matrix")
+@exercise(
+    "Exercise 9.4: which slice",
+    passed="out of the feature, into the stream: a column of that matrix",
+)
 def direction(function: Callable) -> None:
     """`decoder_direction(decoder, feature)` -> `[D]`, of any length, for an nn.Linear(F, D)."""
     feature = 4
@@ -125,7 +131,9 @@ def _same_way(got: Tensor, right: Tensor, row: Tensor, decoder: nn.Linear) -> No
     )
 
 
-@exercise("Exercise 9.5", passed="only this feature's share of x is exchanged; the rest stays")
+@exercise(
+    "Exercise 9.5: clamp", passed="only this feature's share of x is exchanged; the rest stays"
+)
 def clamp(function: Callable) -> None:
     """`clamp(x_BD, sae, feature, value)` -> `[B, D]`."""
     sae, x_BD, feature = SAE(6, 10, decoder_init_norm=2.0, seed=3), _normal(8, 6, seed=4), 2
@@ -197,7 +205,9 @@ _TABLES = (
 )
 
 
-@exercise("Exercise 9.3", passed="loud and broken loses, and so does well-formed and silent")
+@exercise(
+    "Exercise 9.3: choose", passed="loud and broken loses, and so does well-formed and silent"
+)
 def choose(function: Callable) -> None:
     """`choose(rate_FS, validity_FS)` -> index of the best candidate."""
     answers, rights, guesses = [], [], {}
@@ -244,7 +254,7 @@ AFTER = 10  # the first position after a push at the first eight words: earlier 
 ENOUGH = 0.25  # of the texts; one in seven without a push
 
 
-@exercise("Exercise 9.6", passed="it speaks of the bridge, and still speaks")
+@exercise("Exercise 9.6: Golden Gate", passed="it speaks of the bridge, and still speaks")
 def bridge(tokens_NT: Tensor) -> None:
     """A quarter of 100 or more texts name the bridge after the push, at a validity of 0.8."""
     tokens_NT = as_tensor(tokens_NT, "the texts").long()

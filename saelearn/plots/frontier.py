@@ -80,30 +80,6 @@ def _arrow(axis: Axes, start, end, colour: str, *, rad: float = 0.0, reverse: bo
 
 
 @literal
-def chain() -> Figure:
-    """What we want, and the three stand-ins that lead down to what is trained on."""
-    figure, axis = plt.subplots(figsize=(9.2, 1.6))
-    links = [
-        ("what we want", "features that a\nperson can understand", "no formula", style.DATA),
-        ("loss recovered", "what the model\nkeeps of its loss", "expensive", style.RECONSTRUCTION),
-        ("L0", "how many features\nare active", "slope 0 everywhere", style.FEATURE),
-        ("L1", "the sum of their\nactivations", "trained on", style.STEERED),
-    ]
-    for i, (name, meaning, why, colour) in enumerate(links):
-        axis.text(
-            i, 0, f"{name}\n", color=colour, ha="center", va="center", fontweight="bold",
-            fontsize=11,
-        )  # fmt: skip
-        axis.text(i, -0.16, meaning, color=style.DATA, ha="center", va="center", fontsize=9)
-        axis.text(i, -0.6, why, color=colour, ha="center", va="center", style="italic")
-        if i:
-            _arrow(axis, (i - 0.4, 0.02), (i - 0.62, 0.02), style.CONTROL)
-    axis.set(xlim=(-0.5, 3.5), ylim=(-0.8, 0.4))
-    axis.axis("off")
-    return figure
-
-
-@literal
 def reading_orders(named: Mapping[str, np.ndarray], *, width: int = 128) -> Figure:
     """Which document each row of a batch comes from: title -> document numbers `[B]`."""
     figure, axes = plt.subplots(len(named), 1, figsize=(7.4, 1.5 * len(named)), squeeze=False)

@@ -13,7 +13,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 from numpy.typing import ArrayLike
 
 from saelearn.errors import Refusal, brief, check_named, check_series
@@ -34,30 +33,6 @@ STRENGTH = "strength (typical norms of the site)"
 _LINES = (  # colour, line style: the first is what we try, the others are compared with it
     (STEERED, "-"), (ACCENT, "-"), (RECONSTRUCTION, "--"), (CONTROL, "-"), (DATA, ":"),
 )  # fmt: skip
-
-
-@literal
-def place_of_push(n_blocks: int, steered: int) -> Figure:
-    """The stream through a model's blocks, and where a vector is added to it."""
-    fig, ax = plt.subplots(figsize=(7.4, 1.9))
-    ax.plot([-0.6, n_blocks + 0.1], [0, 0], color=DATA, lw=2, zorder=0)
-    for i in range(n_blocks):
-        box = FancyBboxPatch((i + 0.02, -0.22), 0.46, 0.44, boxstyle="round,pad=0.02")
-        box.set(facecolor="#EEEEEE", edgecolor=DATA)
-        ax.add_patch(box)
-        ax.text(i + 0.25, 0, f"block {i}", ha="center", va="center", fontsize=9)
-    x = steered + 0.75
-    arrow = {"arrowstyle": "-|>", "color": STEERED, "lw": 2}
-    ax.annotate("", (x, 0.06), (x, 0.72), arrowprops=arrow)
-    ax.plot(x, 0, "o", ms=13, color="white", mec=STEERED, mew=2)
-    ax.text(x, 0, "+", ha="center", va="center", color=STEERED, fontweight="bold")
-    label = "amount × direction"
-    ax.text(x, 0.78, label, ha="center", va="bottom", color=STEERED)
-    ax.text(-0.62, 0, "words", ha="right", va="center")
-    ax.text(n_blocks + 0.14, 0, "next word", ha="left", va="center")
-    ax.set(xlim=(-1.05, n_blocks + 0.75), ylim=(-0.4, 1.1))
-    ax.axis("off")
-    return fig
 
 
 @literal
