@@ -256,7 +256,10 @@ def _thresholds(scores_NS: Tensor, n: int) -> Tensor:
 
 @checked("C")
 def f1(fires_NC: Tensor, labels_NC: Tensor) -> Tensor:
-    """F1 = 2 hits / (fired + held) of each bool column (or one held against all); 0 if nothing fired or held."""
+    """F1 = 2 hits / (fired + held) of each bool column, or of one held against all.
+
+    0 if nothing fired or held.
+    """
     hits_C = (fires_NC & labels_NC).sum(0).double()
     total_C = fires_NC.sum(0) + labels_NC.sum(0)
     return 2 * hits_C / total_C.clamp(min=1)
