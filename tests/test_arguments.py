@@ -226,6 +226,7 @@ def the_table() -> list[Case]:
              window=1, quantile=0.5),
         case(features.logit_effect, **run, direction_D=torch.ones(16), tokens_NT=TOKENS, k=2),
         case(features.effective_registers, f_NF=F_NF, register_N=torch.arange(N) % 2),
+        case(features.register_shares, f_NF=F_NF, register_N=torch.arange(N) % 2),
         case(features.linear_probe, x_ND=X_ND, labels_NC=HOLDS_NC, iterations=2),
         case(features.random_directions, n=2, d=3, seed=0),
         case(features.most_telling, scores_NS=F_NF, labels_NC=HOLDS_NC, k=2),

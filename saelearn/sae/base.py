@@ -276,8 +276,10 @@ class SAE(nn.Module):
         if self.normalize_activations != "none":
             raise Refusal("an SAE that takes rows as they are", self.normalize_activations)
         target_scale = scale if target_scale is None else target_scale
-        for value in (scale, target_scale):
+        scale, target_scale = (
             check_range(value.item() if _is_one(value) else value, "scale", ABOVE_0)
+            for value in (scale, target_scale)
+        )
         self.W_enc.mul_(scale)
         self.W_dec.div_(target_scale)
         self.b_dec.div_(target_scale)
