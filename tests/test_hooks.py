@@ -432,6 +432,7 @@ def test_threads_with_different_pushes_do_not_disturb_each_other(
 
     alone = [work(i) for i in range(n_threads)]
     wrong: list[object] = []
+    done = [0] * n_threads
     start = threading.Barrier(n_threads)
 
     def repeat(i: int) -> None:
@@ -440,6 +441,7 @@ def test_threads_with_different_pushes_do_not_disturb_each_other(
             begun, times = time.monotonic(), 0
             while times < 6 or time.monotonic() - begun < seconds:
                 found, times = work(i), times + 1
+                done[i] = times
                 wrong.extend(
                     i for a, b in zip(found, alone[i], strict=True) if not torch.equal(a, b)
                 )
@@ -451,6 +453,7 @@ def test_threads_with_different_pushes_do_not_disturb_each_other(
         thread.start()
     for thread in threads:
         thread.join(100 + seconds)
+    print(f"{n_threads} threads: {done} rounds of four results, {len(wrong)} wrong")
     assert not wrong and not any(thread.is_alive() for thread in threads)
     assert not torch.equal(alone[0][0], alone[1][0])
 

@@ -7,8 +7,8 @@ tests; that the declared dependencies are enough is read off the imports, and tr
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import csv
+import importlib.metadata
 import json
 import os
 import re
