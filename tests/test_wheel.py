@@ -7,8 +7,8 @@ tests; that the declared dependencies are enough is read off the imports, and tr
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import csv
+import importlib.metadata
 import json
 import os
 import re
@@ -112,9 +112,7 @@ def test_a_class_is_graded_with_it(saelearn):
     saelearn("-m", "saelearn.cli", "grade", "in", "--release", "first.zip", "--out", "grades")
     with (saelearn.work / "grades" / "gradebook.csv").open(newline="", encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if not r["exercise"].startswith("Question")]
-    assert rows and all(
-        row["earned"] == row["points"] for row in rows
-    )  # a reader judges the others
+    assert rows and all(row["earned"] == row["points"] for row in rows)  # the others: a reader
 
 
 @pytest.mark.slow
