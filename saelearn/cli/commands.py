@@ -138,7 +138,7 @@ def grade(arguments: argparse.Namespace) -> None:
 
     if os.name == "nt":
         raise Refusal("Linux or macOS to run students' code in", "Windows", "grade in WSL")
-    from saelearn.course import confine
+    from saelearn.course import confine, written
     from saelearn.course import grade as grading
 
     limits = confine.Limits(cell=arguments.cell_seconds, memory=int(arguments.memory_gb * 2**30))
@@ -148,6 +148,8 @@ def grade(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     n = len({each.student for each in graded})
     print(f"{n} students graded; gradebook.csv, totals.csv and feedback/ are in {arguments.out}")
+    if unread := written.unread(written.read(arguments.out / written.SHEET)):
+        print(f"{unread} answers in words have no points yet: read them in {written.SHEET}")
     report(arguments)
 
 

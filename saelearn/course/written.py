@@ -72,6 +72,11 @@ def read(path: Path) -> dict[str, dict[str, str]]:
     return {row["id"]: row for row in rows if row.get("id")}
 
 
+def unread(sheet: dict[str, dict[str, str]]) -> int:
+    """How many answers have no points yet."""
+    return sum(not (row.get("points") or "").strip() for row in sheet.values())
+
+
 def counted(graded: Iterable[Graded], sheet: dict[str, dict[str, str]]) -> list[Graded]:
     """The same with the points and comments of the sheet.
 
