@@ -395,8 +395,7 @@ def an_answer_gets_a_verdict(data: st.DataObject) -> None:
             raise error("an answer's own")
         return value
 
-    guess = check.__name__.startswith("predicted")  # what it is compared with is the lesson's own
-    at = 0 if guess else data.draw(st.integers(0, len(answers) - 1))
+    at = data.draw(st.integers(0, len(answers) - 1))
     given_ = function if callable(answers[at]) and not isinstance(answers[at], type) else value
     with at_most(LONGEST):
         verdict = check(*answers[:at], given_, *answers[at + 1 :])

@@ -6,10 +6,28 @@ A reader commits to a number before the cell runs that computes it; the reply de
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from saelearn.exercises import Mistake, Verdict, told
+
+
+def prediction(replies: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """Let a reply never raise: what it compares a guess with is a name that a learner may reuse."""
+
+    @functools.wraps(replies)
+    def guarded(*given: Any, **named: Any) -> Verdict:
+        try:
+            return replies(*given, **named)
+        except Exception as error:
+            message = (
+                f"what it is compared with cannot be used ({type(error).__name__}): run the cell "
+                "that computes it again, then this one"
+            )
+            return Verdict("open", "Your prediction", message)
+
+    return guarded
 
 
 def reply(name: str, guess: Any, answer: Callable[[Any], str]) -> Verdict:

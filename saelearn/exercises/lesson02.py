@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 
+@guesses.prediction
 def predicted_rarity(guess: Any, p: float) -> Verdict:
     """A reply to how rare five equally important features must be to fit in two dimensions.
 

@@ -80,6 +80,7 @@ def _call(function: Callable, *args: Any, remedies: dict[str, str] | None = None
     return result
 
 
+@guesses.prediction
 def predicted_on(guess: Any, n_on: int) -> Verdict:
     """A reply to how many of the 64 numbers of the shortest code are not 0."""
 
@@ -319,6 +320,7 @@ def _judge_bias(b_enc_F: Tensor, l1: float, c: float) -> None:
     diagnose(b_enc_F, right, wrong, "b_enc: which number makes ReLU(x W_enc + b_enc) the step?")
 
 
+@guesses.prediction
 def predicted_steps(guess: Any, steps: int) -> Verdict:
     """A reply to how many steps FISTA is expected to need."""
     about = f"about {round(steps, -1)}"
@@ -328,6 +330,7 @@ def predicted_steps(guess: Any, steps: int) -> Verdict:
     )  # fmt: skip
 
 
+@guesses.prediction
 def predicted_gap(guess: Any, gap: float) -> Verdict:
     """A reply to how many times the lowest cost one trained pass is expected to cost."""
     return guesses.reply_to_number(

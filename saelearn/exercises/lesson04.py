@@ -48,16 +48,19 @@ SHARED: Replies = (
 )
 
 
+@guesses.prediction
 def predicted_found(guess: Any) -> Verdict:
     """A reply to how many of 64 planted directions the reader expects to be found."""
     return _prediction("how many are found", guess, 64, FOUND)
 
 
+@guesses.prediction
 def predicted_cosine(guess: Any) -> Verdict:
     """A reply to the expected cosine between a feature's encoder column and decoder row."""
     return _prediction("reading and writing", guess, 1, COSINE)
 
 
+@guesses.prediction
 def predicted_shared(guess: Any) -> Verdict:
     """A reply to the share of 256 features that two seeds are expected to have in common."""
     return _prediction("what two seeds share", guess, 1, SHARED)

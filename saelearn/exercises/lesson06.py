@@ -36,6 +36,7 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 # --- predictions ----------------------------------------------------------------------------------
 
 
+@guesses.prediction
 def predicted_places(guess: Any, flips: int, places: int) -> Verdict:
     """A reply to at how many places one exchanged vector is expected to turn the mood."""
     return guesses.reply_to_number(
@@ -46,6 +47,7 @@ def predicted_places(guess: Any, flips: int, places: int) -> Verdict:
     )  # fmt: skip
 
 
+@guesses.prediction
 def predicted_alone(guess: Any, share: float) -> Verdict:
     """A reply to the share of readable concepts that one neuron is expected to know alone."""
     return guesses.reply_to_number(

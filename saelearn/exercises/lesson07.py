@@ -28,6 +28,7 @@ def _number(value: object, name: str) -> float:
     return float(need(value, (), name, hint))
 
 
+@guesses.prediction
 def predicted_survival(guess: Any, trained: float, untrained: float) -> Verdict:
     """A reply to two guesses of the loss recovered; any in range is valid, none is graded."""
 

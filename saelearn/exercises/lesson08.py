@@ -272,6 +272,7 @@ def share_right(recall: float, false_alarms: float, base_rate: float) -> float:
 # --- predictions ----------------------------------------------------------------------------------
 
 
+@guesses.prediction
 def predicted_ratio(guess: Any, ratio: float) -> Verdict:
     """A reply to how many times the neurons' score the features are expected to reach."""
     return guesses.reply_to_number(
@@ -282,6 +283,7 @@ def predicted_ratio(guess: Any, ratio: float) -> Verdict:
     )  # fmt: skip
 
 
+@guesses.prediction
 def predicted_share(guess: Any, share: float) -> Verdict:
     """A reply to how often a good detector of a rare concept is expected to be right."""
     return guesses.reply_to_number(

@@ -293,6 +293,7 @@ def bridge(tokens_NT: Tensor) -> None:
         raise Mistake(f"they babble (validity {valid:.2f}): less strength, or fewer positions")
 
 
+@guesses.prediction
 def predicted_rate(guess: Any, rate: float) -> Verdict:
     """A reply to the expected share of steered texts; any guess is valid, and nothing is graded."""
     measured = f"{rate:.0%} of the texts."

@@ -273,6 +273,7 @@ def _value(answer: Any) -> float:
     return number
 
 
+@guesses.prediction
 def predicted_share(guess: Any, share: float) -> Verdict:
     """A reply to how much of the trained SAE's F1 the frozen decoder is expected to reach."""
     return guesses.reply_to_number(

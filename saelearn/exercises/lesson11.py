@@ -333,6 +333,7 @@ def architecture(kind: Callable) -> None:
                               "of it")  # fmt: skip
 
 
+@guesses.prediction
 def predicted_left(guess: Any, share: float) -> Verdict:
     """A reply to which share of L1's unexplained variance is expected to remain with TopK."""
     return guesses.reply_to_number(

@@ -184,6 +184,7 @@ def judged(report: Any, seed: int, which: str) -> None:
         raise Mistake(f"{which}: found, but the share is off: flaws.answers(lm, subject)[acts_as]")
 
 
+@guesses.prediction
 def predicted_area(guess: Any, area: float) -> Verdict:
     """A reply to the AUROC that a monitor is expected to have on a colour it has not met."""
     return guesses.reply_to_number(

@@ -230,6 +230,7 @@ def my_label(function: Callable) -> str:
     return f"mean F1 {got:.2f} on units and text that you never saw; the rule reaches {by_rule:.2f}"
 
 
+@guesses.prediction
 def predicted_share(guess: Any, share: float) -> Verdict:
     """A reply to which share of the features' F1 the labels of random directions will reach."""
     return guesses.reply_to_number(

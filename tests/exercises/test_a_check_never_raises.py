@@ -18,6 +18,7 @@ from test_no_lesson_is_left_out import NUMBERS
 
 from saelearn import exercises
 from saelearn.exercises import Mistake, Verdict, earned, exercise
+from saelearn.exercises.lesson06 import predicted_alone
 from saelearn.exercises.undisturbed import undisturbed
 
 CASES = [
@@ -256,3 +257,10 @@ def test_a_lesson_goes_on_with_what_passed():
     assert exercises.own(right, len) is right
     for function in (wrong, never_shown, ..., None):
         assert exercises.own(function, len) is len
+
+
+@pytest.mark.parametrize("measured", [1j, "0.3", None, torch.zeros(2)], ids=repr)
+def test_nor_does_a_prediction_whose_measured_value_was_overwritten(measured):
+    """The name is the learner's as well: the reply says what to run again."""
+    verdict = predicted_alone(0.2, measured)
+    assert verdict.state == "open" and "run the cell that computes it again" in verdict.message
