@@ -232,6 +232,10 @@ def checked(
         def kinds() -> dict[str, Callable[[Any, str], Any] | None]:  # late: all classes are there
             return {p.name: _kind(str(p.annotation), function) for p in parameters}
 
+        @functools.cache
+        def others() -> dict[str, tuple[type, ...]]:
+            return {p.name: _others(str(p.annotation), function) for p in parameters}
+
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
@@ -241,7 +245,7 @@ def checked(
                     continue
                 if name in numbers:
                     numbers[name](value, name)
-                elif name in matrices:
+                elif name in matrices and not isinstance(value, others()[name]):
                     check_tensor(value, name, matrices[name], sizes, stretch)
                 elif check := kinds()[name]:
                     check(value, name)
@@ -292,15 +296,11 @@ _KINDS = {
 
 def _kind(annotation: str, function: Callable) -> Callable[[Any, str], Any] | None:
     """The check of an annotation; None of one that says too little, such as `A | B`."""
-    while annotation != (annotation := re.sub(r"\[[^\[\]]*\]", "", annotation)):
-        pass
-    name = annotation.removesuffix(" | None")
+    name = _bare(annotation).removesuffix(" | None")
     if name in _KINDS:
         return _KINDS[name]
-    kind: Any = types.SimpleNamespace(**inspect.unwrap(function).__globals__)
-    for part in name.split("."):
-        kind = getattr(kind, part, None)
-    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+    kind = _class(name, function)
+    if kind is None:
         return None
 
     def check(value: Any, name: str) -> None:
@@ -308,6 +308,30 @@ def _kind(annotation: str, function: Callable) -> Callable[[Any, str], Any] | No
             raise Refusal(f"{name} as a {kind.__name__}", brief(value))
 
     return check
+
+
+def _others(annotation: str, function: Callable) -> tuple[type, ...]:
+    """What may stand in a tensor's place: the classes of `Tensor | A | None` beside it."""
+    names = set(_bare(annotation).split(" | "))
+    if "Tensor" not in names:
+        return ()
+    found = (_class(name, function) for name in sorted(names - {"Tensor", "None"}))
+    return tuple(kind for kind in found if kind)
+
+
+def _bare(annotation: str) -> str:
+    """An annotation without what stands in brackets."""
+    while annotation != (annotation := re.sub(r"\[[^\[\]]*\]", "", annotation)):
+        pass
+    return annotation
+
+
+def _class(name: str, function: Callable) -> type | None:
+    """The class of that name in a function's module, if there is one and instances can be told."""
+    kind: Any = types.SimpleNamespace(**inspect.unwrap(function).__globals__)
+    for part in name.split("."):
+        kind = getattr(kind, part, None)
+    return kind if isinstance(kind, type) and not getattr(kind, "_is_protocol", False) else None
 
 
 _SHAPED = re.compile(r"_([A-Z]{1,4})$")

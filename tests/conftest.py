@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from private import private_environment
 from servers import stop, wait_for
 
 # The same draws each time: what passed must pass again. HYPOTHESIS_PROFILE=default looks further.
@@ -43,15 +44,6 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ and SCRATCH in os.environ:
         shutil.rmtree(os.environ.pop(SCRATCH), ignore_errors=True)
-
-
-def private_environment(scratch: Path) -> dict[str, str]:
-    """Variables that keep Jupyter, IPython and matplotlib within `scratch`."""
-    variables = ["JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]
-    variables += ["JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"]
-    # matplotlib's list of fonts takes seconds to build: one for all, nothing in it is a setting
-    variables += ["MPLCONFIGDIR", "SAELEARN_CACHE"]
-    return {name: str(scratch / name.lower()) for name in variables}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import private_environment
+from private import private_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 USER = "65534"  # nobody

@@ -181,7 +181,8 @@ def received(folder: Path) -> str:
 
     try:
         header, body = wire.read_frame(exactly)
-        value = wire.Unpacker(body, lambda n: n, lambda t, n: t).unpack(header.get("value"))
+        stand_ins = (lambda n: n, lambda t, n: t, lambda n, name, kind, parts: n)
+        value = wire.Unpacker(body, *stand_ins).unpack(header.get("value"))
     except wire.Broken as error:
         raise Refusal("a whole message", str(error)) from error
     assert isinstance(value, type(None) | bool | int | float | str | list | tuple | dict | complex

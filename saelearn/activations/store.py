@@ -253,7 +253,7 @@ class ActivationStore:
 def _folders(data: Any) -> list[str | os.PathLike]:
     folders = [data] if isinstance(data, str | os.PathLike) else data
     if not isinstance(folders, list | tuple) or not folders:
-        raise Refusal("activations x_ND, or the folder of some", brief(data))
+        raise Refusal("activations x_ND, or at least one folder of some", brief(data))
     for folder in folders:
         if not isinstance(folder, str | os.PathLike):
             raise Refusal("the path of each folder", brief(folder))
