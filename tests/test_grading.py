@@ -459,7 +459,7 @@ def test_the_gradebook_adds_up_and_is_safe_to_open(once):
     assert len(rows) == 5 * len(POINTS)
     assert sum(float(r["earned"]) for r in rows) == TOTAL + 3
     totals = list(csv.reader(io.StringIO((once / "grades" / "totals.csv").read_text())))
-    assert totals[0] == ["student", NAME, "earned", "possible"]
+    assert totals[0] == ["student", NAME, "earned", "possible", "unread"]
     assert not any(cell[:1] in "=+-@" for row in totals for cell in row if cell)
     said = {r["message"] for r in rows if r["student"] == "cleo" and r["state"] == "wrong"}
     assert any("ReLU is missing" in words for words in said)

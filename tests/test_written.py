@@ -169,11 +169,16 @@ def test_from_the_answer_to_the_gradebook(tmp_path, mother, delimiter):
     totals = (out / "totals.csv").read_text()
     assert f"ann,{TOTAL},{TOTAL},{TOTAL + 4}" in totals.replace(".0", "")
 
+    page = next((out / "feedback").glob("ann-*.html")).read_text()
+    assert f"{TOTAL:g} of {TOTAL:g} points, 4 more wait to be read" in page
+    assert "not read yet of 4" in page
+
     fill_in(sheet, delimiter, ann=("3,5" if delimiter == ";" else "3.5", "no <b>control</b>"))
     assert run() == {"ann": TOTAL + 3.5, "ben": 2, "cleo": 2, "dan": 0}
     assert written.unread(written.read(sheet)) == 1
     page = next((out / "feedback").glob("ann-*.html")).read_text()
     assert "no &lt;b&gt;control" in page and "3.5 of 4" in page and "Question 4.9" in page
+    assert "wait to be read" not in page
     assert run()["ann"] == TOTAL + 3.5  # nothing that was filled in is lost
 
     hand_in(tmp_path / "in" / "ann", with_answer("Another.", **everything))
@@ -191,4 +196,10 @@ def test_the_report_counts_who_was_given_all_points():
     marks = [Mark("written-r", "Question 4.9: x", 4, *each, "text") for each in given]
     graded = [Graded(str(i), NAME, "", [mark], [], [], 0.0) for i, mark in enumerate(marks)]
     (row,) = reports.where_stuck(graded)
-    assert (row.solved, row.half, row.tried) == (0.25, 0.25, 0.75)
+    assert (row.solved, row.half, row.tried, row.mistakes) == (0.25, 0.25, 0.75, [])
+
+
+def test_what_nobody_has_read_is_no_mistake_in_the_report():
+    mark = Mark("written-r", "Question 4.9: x", 4, 0, "unread", "text")
+    (row,) = reports.where_stuck([Graded(n, NAME, "", [mark], [], [], 0.0) for n in "ab"])
+    assert row.mistakes == [("waits to be read: no mistake", 2)]

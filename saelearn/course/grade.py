@@ -141,8 +141,8 @@ def grade_part(
             graded = graded or _grade_one(submission, release, out, forking, digest, limits, salt)
             artifacts.write_json(_place(out, submission), asdict(graded))
             _started(out, submission).unlink(missing_ok=True)
-            say(f"{number}/{len(todo)}  {student}, {lesson}: {graded.earned:g} of "
-                f"{graded.points:g} points in {graded.seconds:.0f} s")  # fmt: skip
+            took = f"{graded.seconds:.0f} s"
+            say(f"{number}/{len(todo)}  {student}, {lesson}: {graded.so_far}; {took}")
             if _package() != package:
                 raise Refusal(
                     "the package to stay as it is while it grades",
@@ -248,8 +248,9 @@ def write_gradebook(out: Path, graded: list[Graded]) -> None:
         earned = {each.lesson: each.earned for each in theirs}
         possible = sum(each.points for each in theirs)
         cells = [earned.get(lesson, 0) for lesson in lessons]
-        totals.append([student, *cells, round(sum(cells), 2), possible])
-    _write(out / "totals.csv", _csv(("student", *lessons, "earned", "possible"), totals))
+        unread = sum(each.unread for each in theirs)
+        totals.append([student, *cells, round(sum(cells), 2), possible, unread])
+    _write(out / "totals.csv", _csv(("student", *lessons, "earned", "possible", "unread"), totals))
     for student, theirs in by_student.items():
         _write(out / "feedback" / f"{slug(student)}.html", reports.feedback(student, theirs))
 

@@ -14,7 +14,8 @@ class Mark:
         title: what the exercise is called.
         points: what it is worth.
         earned: what was earned of it.
-        state: "passed", "noted", "wrong" or "open", as in a verdict.
+        state: "passed", "noted", "wrong" or "open", as in a verdict; or "unread", of an answer in
+            words that its teacher has given no points yet.
         message: what the check said.
         seconds: how long it took.
     """
@@ -76,3 +77,14 @@ class Graded:
     @property
     def earned(self) -> float:
         return round(sum(mark.earned for mark in self.marks), 2)
+
+    @property
+    def unread(self) -> float:
+        """The points of answers in words that nobody has read yet."""
+        return sum(mark.points for mark in self.marks if mark.state == "unread")
+
+    @property
+    def so_far(self) -> str:
+        """What was earned of what was judged, and what waits for the teacher."""
+        judged = f"{self.earned:g} of {self.points - self.unread:g} points"
+        return f"{judged}, {self.unread:g} more wait to be read" if self.unread else judged

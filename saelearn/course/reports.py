@@ -59,9 +59,11 @@ def where_stuck(graded: Iterable[Graded], most: int = 3) -> list[Row]:
     rows = []
     for (lesson, check), marks in by_check.items():
         n, full = len(marks), sum(m.earned >= m.points for m in marks)
+        unread = sum(m.state == "unread" for m in marks)
         some = sum(0 < m.earned < m.points for m in marks)
         tried = sum(m.state != "open" for m in marks)
         mistakes = _mistakes(m.message for m in marks if m.state == "wrong")[:most]
+        mistakes += [("waits to be read: no mistake", unread)] if unread else []
         rows.append(Row(lesson, check, marks[0].title, n, full / n, some / n, tried / n, mistakes,
                         median(m.seconds for m in marks)))  # fmt: skip
     return rows
@@ -135,14 +137,14 @@ def feedback(student: str, graded: list[Graded]) -> str:
     """A page for one student."""
     body = [f"<h1>{as_html(student)}</h1>"]
     for each in graded:
-        body.append(
-            f"<h2>{as_html(each.lesson)}: {each.earned:g} of {each.points:g} points</h2><table>"
-        )
+        body.append(f"<h2>{as_html(each.lesson)}: {each.so_far}</h2><table>")
         for mark in each.marks:
-            sign, colour = MARKS[mark.state]
+            unread = mark.state == "unread"
+            sign, colour = MARKS["noted" if unread else mark.state]
+            earned = "not read yet" if unread else f"{mark.earned:g}"
             body.append(
                 f'<tr><td style="color:{colour}"><b>{sign}</b><td><b>{as_html(mark.title)}</b>'
-                f'<br>{as_html(mark.message)}<td class="n">{mark.earned:g} of {mark.points:g}</tr>'
+                f'<br>{as_html(mark.message)}<td class="n">{earned} of {mark.points:g}</tr>'
             )
         body.append("</table>")
         if each.notes:

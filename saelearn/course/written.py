@@ -45,7 +45,7 @@ def marks_of(notebook: dict[str, Any] | None, released: dict[str, Any]) -> list[
             name, points = of.grade_id(cell), cell["metadata"]["nbgrader"]["points"]
             answer = given.get(name, of.text(cell)).strip()[:LONGEST]
             open_still = answer in ("", of.text(cell).strip())
-            state, said = ("open", "not answered") if open_still else ("noted", answer)
+            state, said = ("open", "not answered") if open_still else ("unread", answer)
             found.append(Mark(name, title, points, 0.0, state, said))
     return found
 
@@ -107,7 +107,7 @@ def _counted(mark: Mark, row: dict[str, str]) -> Mark:
             repr(given),
             f"mend the column `points` in {SHEET}",
         )
-    return replace(mark, earned=points, message=message)
+    return replace(mark, earned=points, state="noted", message=message)
 
 
 def _is_answer(mark: Mark) -> bool:
