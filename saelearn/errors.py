@@ -161,7 +161,8 @@ def check_range(value: float, name: str, low: float, high: float = math.inf) -> 
 
 def check_whole(value: int, name: str, low: int, high: float = 2**63 - 1) -> int:
     """Return `value` as an int if it is a whole number in [low, high]; else refuse."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    truth = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    if truth or not hasattr(value, "__index__"):
         raise Refusal(f"{name} as a whole number", brief(value))
     try:
         number = operator.index(value)

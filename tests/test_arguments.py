@@ -453,7 +453,7 @@ ODD = [
     None, True, 3, 2.5, 0, -1, 10**400, torch.nan, torch.inf, 1j, "abc", "", b"ab", [], [1], [None],
     ["a"], [[1]], {}, {"a": 1}, {1: 2}, {1}, range(3), iter([1]), Exception, object(), Hostile(),
     np.zeros(()), np.zeros(0), np.zeros((1, 1)), np.float64(1), torch.ones(()), torch.ones(0),
-    torch.ones(1, 1), torch.ones(2, 2, 2), torch.ones(2, dtype=torch.bool),
+    torch.ones(1, 1), torch.ones(2, 2, 2), torch.ones(2, dtype=torch.bool), torch.tensor(True),
     torch.ones(2, 2, dtype=torch.int64), torch.ones(1, 1, 1, 1, dtype=torch.complex64),
     torch.ones(2, dtype=torch.float16), lambda: 1,
 ]  # fmt: skip
