@@ -116,7 +116,7 @@ def test_shards_are_safetensors_and_hold_what_was_given(tmp_path: Path, dtype: s
         assert not torch.equal(part_ND, given_ND)  # in another order
         assert sorted(part_ND.tolist()) == sorted(given_ND.tolist())
     out_ND = torch.empty(20, 7, dtype=stored[0].dtype)
-    Shards.open(tmp_path / "s").read(2, [(35, out_ND)])
+    Shards.open(tmp_path / "s").read(2, [(35, len(out_ND))], out_ND)
     assert torch.equal(out_ND, stored[2][35:55])
     assert {path.name[:6] for path in (tmp_path / "s").iterdir()} == {"shard_", "index."}
 
@@ -197,9 +197,9 @@ def test_going_on_reads_one_window_and_not_all(folder: Path, monkeypatch) -> Non
     store = ActivationStore(folder, batch_size=72, seed=5, memory_limit=SMALL)
     read, rows = Shards.read, []
 
-    def count(self, shard, pieces):
-        rows.extend(len(piece_ND) for _, piece_ND in pieces)
-        read(self, shard, pieces)
+    def count(self, shard, runs, out_ND):
+        rows.append(len(out_ND))
+        read(self, shard, runs, out_ND)
 
     monkeypatch.setattr(Shards, "read", count)
     store.load_state_dict(store.state_dict(batches=139 * 50 + 120))

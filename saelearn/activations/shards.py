@@ -15,8 +15,9 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ from saelearn.errors import ArtifactError, Refusal, check_activations, check_cho
 
 FORMAT = "saelearn activations 1"
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # torch's name, safetensors'
+_BITS = {  # their words, and infinity's
+    torch.float16: (np.uint16, 0x7C00),
+    torch.bfloat16: (np.uint16, 0x7F80),
+    torch.float32: (np.uint32, 0x7F80_0000),
+}
 SHARD_BYTES = 2**28
 BLOCK_BYTES = 2**20  # read at a stretch: large enough for disks, small enough to mix
 _INDEX = "index.json"
@@ -70,7 +76,7 @@ def to_dtype(x_ND: Tensor, dtype: str) -> Tensor:
     """
     check_choice(dtype, "dtype", DTYPES)
     stored_ND = x_ND.to(getattr(torch, dtype))
-    if not _finite(stored_ND):
+    if not math.isfinite(sum(map(float, stored_ND.aminmax() if stored_ND.numel() else ()))):
         check_activations(x_ND)
         raise Refusal(
             f"activations within ±{torch.finfo(stored_ND.dtype).max:,.0f}, what {dtype} can hold",
@@ -302,36 +308,43 @@ class Shards:
     def d_in(self) -> int:
         return self.settings["d_in"]
 
-    def read(self, shard: int, pieces: list[tuple[int, Tensor]]) -> None:
-        """Fill each tensor `x_ND` of `pieces` with the rows of a shard from the given one on.
+    def read(self, shard: int, runs: Iterable[tuple[int, int]], out_ND: Tensor) -> None:
+        """Fill `out_ND` with some runs of a shard's rows, each a first row and how many.
 
-        Read rather than mapped: a file cut short meanwhile is an error then, not a crash.
+        Read rather than mapped: a file cut short meanwhile is an error then, not a crash. Between
+        the calls that let go of the interpreter's lock there is as little as can be: the thread
+        that trains asks for that lock at every operation, and there are several readers.
         """
-        path = self.paths_S[shard]
+        path, width = self.paths_S[shard], self.d_in * self.dtype.itemsize
+        words, _ = _BITS[self.dtype]
+        room, at = memoryview(out_ND.view(torch.uint8).numpy().reshape(-1)), 0
+        scratch, finite = np.empty(min(out_ND.numel(), BLOCK_BYTES), dtype=words), True
         try:
-            with path.open("rb") as file:
-                for first, out_ND in pieces:
-                    file.seek(self.starts_S[shard] + first * self.d_in * out_ND.itemsize)
-                    if file.readinto(out_ND.view(torch.uint8).numpy().data) != out_ND.nbytes:
-                        raise OSError("the file ends too early")
+            with path.open("rb", buffering=0) as file:
+                for first, n in runs:
+                    part, at = room[at : at + n * width], at + n * width
+                    file.seek(self.starts_S[shard] + first * width)
+                    _fill(part, file)
+                    self._compare(shard, first, n, part)
+                    finite &= _finite(np.frombuffer(part, words), self.dtype, scratch)
         except OSError as error:
             raise ArtifactError(f"to read {path}", str(error), _AGAIN) from error
-        for first, out_ND in pieces:
-            self._compare(shard, first, out_ND)
-        if broken := [out_ND for _, out_ND in pieces if not _finite(out_ND)]:
-            check_activations(broken[0], name=f"activations in {path.name}")
+        if not finite:
+            check_activations(out_ND, name=f"activations in {path.name}")
 
-    def _compare(self, shard: int, first: int, x_ND: Tensor) -> None:
-        """Refuse rows, from the given one on, of which a whole block differs from its sum."""
-        size, n = block_rows(self.d_in, self.dtype), self.rows_S[shard]
-        for number, expected in enumerate(self.sums_S[shard]):
-            low, high = number * size - first, min((number + 1) * size, n) - first
-            if low < 0 or high > len(x_ND):
-                continue
-            if _sum(x_ND[low:high]) != expected:
-                path, rows = self.paths_S[shard], f"{low + first:,} to {high + first:,}"
-                received = "others: the disk, or somebody, changed them"
-                raise ArtifactError(f"rows {rows} of {path} as they were written", received, _AGAIN)
+    def _compare(self, shard: int, first: int, n: int, rows: memoryview) -> None:
+        """Refuse rows, `n` from the given one on, of which a whole block differs from its sum."""
+        size, sums = block_rows(self.d_in, self.dtype), self.sums_S[shard]
+        number, width = -(-first // size), len(rows) // n
+        while sums and number < len(sums):
+            low, high = number * size, min((number + 1) * size, self.rows_S[shard])
+            if high > first + n:
+                return
+            if zlib.crc32(rows[(low - first) * width : (high - first) * width]) != sums[number]:
+                path, received = self.paths_S[shard], "others: the disk, or somebody, changed them"
+                expected = f"rows {low:,} to {high:,} of {path} as they were written"
+                raise ArtifactError(expected, received, _AGAIN)
+            number += 1
 
     def verify(self) -> None:
         """Read everything once, and compare each row.
@@ -343,7 +356,8 @@ class Shards:
         room_ND = torch.empty(size, self.d_in, dtype=self.dtype)
         for shard, n in enumerate(self.rows_S):
             for first in range(0, n, size):
-                self.read(shard, [(first, room_ND[: min(size, n - first)])])
+                rows = min(size, n - first)
+                self.read(shard, [(first, rows)], room_ND[:rows])
 
 
 def verify(folder: str | os.PathLike) -> None:
@@ -369,9 +383,27 @@ def _with_parts(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if PART.fullmatch(p.name)) or [folder]
 
 
-def _finite(x_ND: Tensor) -> bool:
-    """As `isfinite().all()`, several times faster: NaN and infinity get into the extremes."""
-    return x_ND.numel() == 0 or all(map(math.isfinite, map(float, x_ND.aminmax())))
+def _fill(part: memoryview, file: FileIO) -> None:
+    while part:
+        n = file.readinto(part)
+        if not n:
+            raise OSError("the file ends too early")
+        part = part[n:]
+
+
+def _finite(bits_M: np.ndarray, dtype: torch.dtype, scratch_M: np.ndarray) -> bool:
+    """Whether numbers, given as words, are finite: infinity and NaN have an exponent of ones.
+
+    NumPy looks at them in the thread that asks. PyTorch would wake a team of threads for each of
+    the readers, and the teams would wait for each other's cores.
+    """
+    words, infinite = _BITS[dtype]
+    for low in range(0, len(bits_M), len(scratch_M)):
+        part_M = bits_M[low : low + len(scratch_M)]
+        size_M = np.bitwise_and(part_M, np.iinfo(words).max // 2, out=scratch_M[: len(part_M)])
+        if size_M.max() >= infinite:
+            return False
+    return True
 
 
 def _dtype(settings: dict) -> torch.dtype:

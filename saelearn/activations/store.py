@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ from saelearn.activations.shards import Shards, block_rows
 from saelearn.errors import Refusal, brief, check_activations, check_whole, checked, whole
 
 READERS = 8  # shards that are read at once
+HANDS = 4  # that gather a batch's rows
+HANDFUL = 2**20  # bytes that are worth a hand
 MEMORY_LIMIT = 2**30
 
 
@@ -198,15 +201,13 @@ class ActivationStore:
         x_ND = self._x_ND
         if x_ND is None:
             x_ND = room_ND[:n]
-            pieces_K = x_ND.split(blocks_K3[:, 2].tolist())
-            work = zip(blocks_K3[:, :2].tolist(), pieces_K, strict=True)
+            at, jobs = 0, []
             with ThreadPoolExecutor(READERS) as readers:
-                jobs = [
-                    readers.submit(
-                        self._shards.read, shard, [(first, x_ND) for (_, first), x_ND in group]
-                    )
-                    for shard, group in itertools.groupby(work, key=lambda item: item[0][0])
-                ]
+                for shard, blocks in itertools.groupby(blocks_K3.tolist(), key=lambda k: k[0]):
+                    runs = [(first, rows) for _, first, rows in blocks]
+                    out_ND = x_ND[at : at + sum(rows for _, rows in runs)]
+                    jobs.append(readers.submit(self._shards.read, shard, runs, out_ND))
+                    at += len(out_ND)
                 for job in jobs:
                     job.result()
             if self.windows == 1:
@@ -234,20 +235,43 @@ class ActivationStore:
 
     def _give(self, given: int) -> Iterator[Tensor]:
         pieces, held = [], 0
-        for window, x_ND, order_N in self._ahead(self._windows(given)):
-            while len(order_N):
-                missing = self.batch_size - held
-                rows_B, order_N = order_N[:missing], order_N[missing:]
-                pieces.append(x_ND.index_select(0, rows_B))
-                held += len(rows_B)
-                short = window.last and not len(order_N) and not self.drop_last
-                if held == self.batch_size or short:
-                    given += 1
-                    self._given = given
-                    yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        with ThreadPoolExecutor(HANDS) as hands:
+            for window, x_ND, order_N in self._ahead(self._windows(given)):
+                while len(order_N):
+                    missing = self.batch_size - held
+                    rows_B, order_N = order_N[:missing], order_N[missing:]
+                    pieces.append(_gathered(x_ND, rows_B, hands))
+                    held += len(rows_B)
+                    short = window.last and not len(order_N) and not self.drop_last
+                    if held == self.batch_size or short:
+                        given += 1
+                        self._given = given
+                        yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                        pieces, held = [], 0
+                if window.last:
                     pieces, held = [], 0
-            if window.last:
-                pieces, held = [], 0
+
+
+def _gathered(x_ND: Tensor, rows_B: Tensor, hands: ThreadPoolExecutor) -> Tensor:
+    """Some rows; where a GPU is in use, in memory that it can fetch them from.
+
+    By threads of our own: PyTorch's are a team for each thread that calls it, and teams wait for
+    each other's cores (on a busy machine three times as long as one thread takes).
+    """
+    if x_ND.device.type != "cpu" or not x_ND.is_contiguous():
+        return x_ND.index_select(0, rows_B.to(x_ND.device))
+    shape = (len(rows_B), x_ND.shape[1])
+    out_BD = torch.empty(shape, dtype=x_ND.dtype, pin_memory=torch.cuda.is_initialized())
+    parts = max(1, min(HANDS, torch.get_num_threads(), out_BD.nbytes // HANDFUL))
+    rows_P = np.array_split(rows_B.numpy(), parts)
+    out_P = np.array_split(out_BD.view(torch.uint8).numpy(), parts)
+    take = partial(x_ND.detach().view(torch.uint8).numpy().take, axis=0, mode="clip")
+    if parts == 1:
+        take(rows_P[0], out=out_P[0])
+        return out_BD
+    for job in [hands.submit(take, r, out=out) for r, out in zip(rows_P, out_P, strict=True)]:
+        job.result()
+    return out_BD
 
 
 def _folders(data: Any) -> list[str | os.PathLike]:
