@@ -16,7 +16,6 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -233,9 +232,9 @@ class Feed(Iterator[Tensor]):
     """Batches on the device that trains, in fp32; to a GPU the next ones travel meanwhile.
 
     There a thread draws from the source, `AHEAD` batches before they are used, with a CUDA stream
-    of its own for what the source computes; a second one copies what comes from the CPU into
-    pinned memory, in the dtype it has, and sends it off. Errors are raised when the batch is asked
-    for at which they happened. To be closed when it is no longer used.
+    of its own for what the source computes, and sends off what comes from the CPU, from pinned
+    memory and in the dtype it has. Errors are raised when the batch is asked for at which they
+    happened. To be closed when it is no longer used.
 
     Args:
         source: batches of any floating dtype, on the CPU or already on the device.
@@ -294,10 +293,8 @@ class _Ahead:
 
     def __init__(self, source: Shuffled | Streamed, device: torch.device, cut: Callable):
         self._source, self._device, self._cut = source, device, cut
-        self._queue: queue.Queue[Future | BaseException] = queue.Queue(AHEAD)
+        self._queue: queue.Queue[_Sent | BaseException] = queue.Queue(AHEAD)
         self._closed = threading.Event()
-        self._pinned: list[tuple[Tensor, torch.cuda.Event]] = []
-        self._sender = ThreadPoolExecutor(1)
         self._drawer = threading.Thread(target=self._draw, daemon=True)
         self._drawer.start()
 
@@ -306,12 +303,11 @@ class _Ahead:
         if isinstance(item, BaseException):
             self._queue.put(item)  # for whoever asks again
             raise item
-        return item.result()
+        return item
 
     def close(self) -> None:
         self._closed.set()
         self._drawer.join()
-        self._sender.shutdown()
 
     def _draw(self) -> None:
         stream = torch.cuda.Stream(self._device)
@@ -320,43 +316,25 @@ class _Ahead:
             with torch.cuda.device(self._device), torch.cuda.stream(stream):
                 while not self._closed.is_set():
                     whole_BD = next(self._source)
-                    x_BD, state = self._cut(whole_BD), self._source.state_dict()
-                    drawn = torch.cuda.Event()
-                    drawn.record(stream)
-                    job = (x_BD, len(whole_BD), state, drawn, stream)
-                    self._put(self._sender.submit(self._send, *job))
+                    x_BD = self._sent(self._cut(whole_BD))
+                    arrived = torch.cuda.Event()
+                    arrived.record(stream)
+                    self._put(_Sent(x_BD, len(whole_BD), self._source.state_dict(), arrived))
         except BaseException as error:
             self._put(error)
 
-    def _put(self, item: Future | BaseException) -> None:
+    def _sent(self, x_BD: Tensor) -> Tensor:
+        """On its way; PyTorch keeps pinned memory until what was asked of it is done."""
+        if x_BD.device.type != "cpu":
+            return x_BD
+        pinned_BD = x_BD if x_BD.is_pinned() else x_BD.pin_memory()
+        return pinned_BD.to(self._device, non_blocking=True)
+
+    def _put(self, item: _Sent | BaseException) -> None:
         while not self._closed.is_set():
             with contextlib.suppress(queue.Full):
                 self._queue.put(item, timeout=0.1)
                 return
-
-    def _send(
-        self, x_BD: Tensor, rows: int, state: dict, drawn: torch.cuda.Event,
-        stream: torch.cuda.Stream,
-    ) -> _Sent:  # fmt: skip
-        if x_BD.device.type != "cpu":
-            return _Sent(x_BD, rows, state, drawn)
-        room_BD, free = self._room(x_BD)
-        room_BD.copy_(x_BD)
-        with torch.cuda.device(self._device), torch.cuda.stream(stream):
-            x_BD = room_BD.to(self._device, non_blocking=True)
-            free.record(stream)
-        return _Sent(x_BD, rows, state, free)
-
-    def _room(self, like_BD: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-        """Pinned memory that nobody reads any more."""
-        room_BD = None
-        if len(self._pinned) > AHEAD:
-            room_BD, free = self._pinned.pop(0)
-            free.synchronize()
-        if room_BD is None or room_BD.shape != like_BD.shape or room_BD.dtype != like_BD.dtype:
-            room_BD = torch.empty(like_BD.shape, dtype=like_BD.dtype, pin_memory=True)
-        self._pinned.append((room_BD, torch.cuda.Event()))
-        return self._pinned[-1]
 
 
 def _numbers(x_BD: Tensor) -> Tensor:
