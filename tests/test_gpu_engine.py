@@ -322,6 +322,23 @@ def test_of_equals_as_many_are_taken_as_there_is_room_for():
     assert float(seen.loss.total) == pytest.approx(float(expected.loss.total), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [TopK, BatchTopK])
+def test_in_half_precision_the_largest_are_those_of_what_was_rounded(kind):
+    """Their numbers differ in fewer bits, and only those are looked at."""
+    sae, x_BD = make(kind, D=9, F=90, k=7, bias=0.5), torch.randn(FEW, 9, device=DEVICE)
+    engine = gpu.GpuTopK(SPARSE, precision="bf16", tiles=SMALL)
+    seen = engine(sae, x_BD, Squared(), AT_FULL)
+    z_BF = engine._kept["z"][0].float().relu()
+    if kind is BatchTopK:
+        least = z_BF.flatten().topk(7 * FEW).values[-1]
+        assert torch.equal(engine._kept["bar"], least.expand(FEW))
+        assert int(seen.count_F.sum()) == int((z_BF >= least).sum())
+        assert float(seen.observed_P) == float(least)
+    else:
+        assert torch.equal(engine._kept["bar"], z_BF.topk(7).values[:, -1])
+        assert int(seen.count_F.sum()) == 7 * FEW
+
+
 def test_dead_features_are_revived():
     sae = make(TopK, D=9, F=40, k=4)
     dead_F = torch.zeros(40, dtype=torch.bool, device=DEVICE)
@@ -378,6 +395,12 @@ def rows(n=4_096, d=16):
 
 
 @pytest.fixture
+def no_waiting():
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
 def deterministic():
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -423,6 +446,18 @@ def test_a_sweep_is_its_trainings():
         alone = train(rows(), 64, l1_coefficient=l1, **how)
         for a, b in zip(trained.sae.parameters(), alone.sae.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@on_cuda
+def test_the_host_waits_for_nothing_in_a_step(no_waiting):
+    sae, x_BD = make(D=16, F=64, bias=-1.0), torch.randn(256, 16, device=DEVICE)
+    engine = gpu.GpuL1(SPARSE, precision="bf16")
+    adam = Adam(sae.parameters(), lr=1e-3)
+    for i in range(12):
+        if i == 6:  # recorded by now, and what was active two steps before is known
+            torch.cuda.set_sync_debug_mode("error")
+        step(sae, x_BD, adam, L1(0.5), now=Now(warmup=(i + 1) / 12), engine=engine)
+    assert any(isinstance(record, tuple) for record in engine._recorded.values())
 
 
 @on_cuda

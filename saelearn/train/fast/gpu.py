@@ -36,7 +36,7 @@ AGO = 2  # steps that what was active is known after
 RECORDS = 16
 WORKSPACE = 2**27  # bytes that products and recorded launches keep for themselves
 WARM = 3  # times that launches go one by one before they are recorded as one
-DIGITS = ((31, 20, 2_048), (20, 10, 1_024), (10, 0, 1_024))  # of a positive number's 31 bits
+DIGITS = ((31, 20, 2_048), (20, 10, 1_024), (10, 0, 1_024))  # of a positive number's 31 bits, or 15
 
 
 def room(B: int, D: int, F: int, precision: str) -> int:
@@ -413,20 +413,22 @@ class GpuKernel:
         if not of_batch:
             C = min(WHOLE_ROW, _power(F))
             warps = max(4, min(16, C // 2_048))
+            bits = 31 if z_KBF.itemsize == 4 else 15
             self._kernels.kth_of_row[K * B,](
-                z_KBF, bar, last, F, k, C=C, ONE=C >= F, num_warps=warps
+                z_KBF, bar, last, F, k, C=C, ONE=C >= F, BITS=bits, num_warps=warps
             )
             return bar, last
         wanted = torch.full((1,), k * B, dtype=torch.int32, device=bar.device)
         prefix = torch.zeros(1, dtype=torch.int32, device=bar.device)
-        for above, shift, bins in DIGITS:
+        for above, shift, bins in DIGITS if z_KBF.itemsize == 4 else DIGITS[:2]:
             n = torch.zeros(bins, dtype=torch.int32, device=bar.device)
             self._kernels.histogram[-(-z_KBF.numel() // 8_192),](
                 z_KBF, prefix, n, z_KBF.numel(), SHIFT=shift, BINS=bins, ABOVE=above, C=8_192,
                 num_warps=8,
             )  # fmt: skip
             self._kernels.pick[1,](n, wanted, prefix, BINS=bins, FIRST=above == 31)
-        return bar.copy_(prefix.view(torch.float32).expand_as(bar)), last.fill_(F)
+        least = (prefix << shift).view(torch.float32)
+        return bar.copy_(least.expand_as(bar)), last.fill_(F)
 
     # --- the update -------------------------------------------------------------------------------
 
@@ -455,7 +457,8 @@ class GpuKernel:
               for n in ("exp_avg", "exp_avg_sq")),
             W_enc_KFD, W_dec_KFD, norm_KF, self._room("rates", (4, 3)),
         )  # fmt: skip
-        update.rates_43.copy_(torch.tensor(rates))
+        pinned = torch.tensor(rates, pin_memory=self._device.type == "cuda")  # nobody waits for it
+        update.rates_43.copy_(pinned, non_blocking=True)
         known, self._squares_known = self._squares_known, False
         name = ("update", clip_norm, unit_norm, known)
         self._at_once(name, update, lambda: self._moved(update, clip_norm, unit_norm, known))

@@ -435,12 +435,13 @@ def _key(v):
 
 
 @triton.jit
-def kth_of_row(z_p, bar_p, last_p, F, n, C: tl.constexpr, ONE: tl.constexpr):
+def kth_of_row(z_p, bar_p, last_p, F, n, C: tl.constexpr, ONE: tl.constexpr, BITS: tl.constexpr):
     """The n-th largest number above 0 of a row, bit by bit, and where the last entry lies that
     equals it and still is among the n.
 
     Args:
         ONE: the row fits into one block of C columns and is read once.
+        BITS: that numbers differ in, of 31: those of bf16 end with 16 zeros.
     """
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, C)
@@ -448,7 +449,8 @@ def kth_of_row(z_p, bar_p, last_p, F, n, C: tl.constexpr, ONE: tl.constexpr):
     if ONE:
         kept = _key(tl.load(z_p + row * F + c, mask=c < F, other=0.0).to(tl.float32))
     bar = 0
-    for bit in range(0, 31):
+    at_least = n  # as many as are not smaller than the bar
+    for bit in range(0, BITS):
         higher = bar | (1 << (30 - bit))
         found = 0
         if ONE:
@@ -458,18 +460,20 @@ def kth_of_row(z_p, bar_p, last_p, F, n, C: tl.constexpr, ONE: tl.constexpr):
                 z = tl.load(z_p + row * F + low + c, mask=low + c < F, other=0.0).to(tl.float32)
                 found += tl.sum((_key(z) >= higher).to(tl.int32), 0)
         bar = tl.where(found >= n, higher, bar)
-    above = 0
-    for low in range(0, F, C):
-        z = tl.load(z_p + row * F + low + c, mask=low + c < F, other=0.0).to(tl.float32)
-        above += tl.sum((_key(z) > bar).to(tl.int32), 0)
-    left = n - above  # of those that equal the bar
-    last = -1
-    for low in range(0, F, C):
-        z = tl.load(z_p + row * F + low + c, mask=low + c < F, other=0.0).to(tl.float32)
-        equal = ((low + c < F) & (_key(z) == bar)).to(tl.int32)
-        among = (equal == 1) & (tl.cumsum(equal, 0) <= left)
-        last = tl.maximum(last, tl.max(tl.where(among, low + c, -1), 0))
-        left -= tl.sum(equal, 0)
+        at_least = tl.where(found >= n, found, at_least)
+    last = F - 1
+    if at_least > n:  # of those that equal the bar the first
+        last = -1
+        left = n
+        for low in range(0, F, C):
+            z = tl.load(z_p + row * F + low + c, mask=low + c < F, other=0.0).to(tl.float32)
+            left -= tl.sum((_key(z) > bar).to(tl.int32), 0)
+        for low in range(0, F, C):
+            z = tl.load(z_p + row * F + low + c, mask=low + c < F, other=0.0).to(tl.float32)
+            equal = ((low + c < F) & (_key(z) == bar)).to(tl.int32)
+            among = (equal == 1) & (tl.cumsum(equal, 0) <= left)
+            last = tl.maximum(last, tl.max(tl.where(among, low + c, -1), 0))
+            left -= tl.sum(equal, 0)
     tl.store(bar_p + row, bar.to(tl.float32, bitcast=True))
     tl.store(last_p + row, last)
 
