@@ -16,7 +16,9 @@ Three questions, each with as many tokens for all:
 - `reach`: after how many tokens are we where SAELens' best of the grid is after all of them?
 
 Each finished run is a line in `--records`, and a study that was stopped goes on from there; a line
-is used again only for the same settings. SAELens runs where it is installed.
+is used again only for the same settings. SAELens runs where it is installed. With `--part 1/8` to
+`--part 8/8`, eight processes make an eighth of the runs each, into records of their own, which one
+more call without it puts together (`--records` can be given several times; the first is written).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -92,11 +94,18 @@ class Data:
     held_ND: Tensor
     lambdas: tuple[float, ...]
     truth: Callable[[SAE, Tensor], float] | None = None  # of the SAE and raw held-out rows
+    _there: dict[str, Tensor] = field(default_factory=dict)
 
     @functools.cached_property
     def scale(self) -> float:
         """What a training multiplies activations by."""
         return mean_norm_scale(self.x_ND[: 2**16].float())
+
+    def on(self, device: str) -> Tensor:
+        """The rows to train on, on a device."""
+        if device not in self._there:
+            self._there[device] = self.x_ND.to(device)
+        return self._there[device]
 
 
 def planted(d_sae: int, size: Size) -> Data:
@@ -153,7 +162,7 @@ class Run:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def ours(run: Run, data: Data) -> SAE:
+def ours(run: Run, data: Data, device: str) -> SAE:
     """Trained by `train`, with what the user says and our defaults for the rest."""
     settings = dict(run.settings)
     batch_size = settings.get("batch_size", _default_batch())
@@ -161,9 +170,10 @@ def ours(run: Run, data: Data) -> SAE:
         "l1_coefficient": run.l1_coefficient,
         "steps": max(1, run.tokens // batch_size),
         "seed": run.seed,
+        "device": device,
         "progress": False,
     }
-    return train(data.x_ND, run.d_sae, **arguments, **settings).sae
+    return train(data.on(device), run.d_sae, **arguments, **settings).sae
 
 
 @functools.cache
@@ -171,7 +181,7 @@ def _default_batch() -> int:
     return inspect.signature(train).parameters["batch_size"].default
 
 
-def sae_lens(run: Run, data: Data) -> SAE:
+def sae_lens(run: Run, data: Data, device: str) -> SAE:
     """By SAELens' standard trainer with its tutorial's schedules, on rows of the same scale."""
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
@@ -182,21 +192,21 @@ def sae_lens(run: Run, data: Data) -> SAE:
     torch.manual_seed(run.seed)
     theirs = StandardTrainingSAE(
         StandardTrainingSAEConfig(
-            d_in=d_in, d_sae=run.d_sae, l1_coefficient=run.l1_coefficient,
+            d_in=d_in, d_sae=run.d_sae, l1_coefficient=run.l1_coefficient, device=device,
             l1_warm_up_steps=int(TUTORIAL["l1_warmup"] * steps),
         )
     )  # fmt: skip
     config = SAETrainerConfig(
-        total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, device="cpu",
+        total_training_samples=steps * BATCH, train_batch_size_samples=BATCH, device=device,
         lr=lr, lr_end=lr, lr_decay_steps=int(TUTORIAL["lr_decay"] * steps),
     )  # fmt: skip
-    rows = (x_BD.float() * data.scale for x_BD in shuffled(data.x_ND, BATCH, seed=run.seed))
+    rows = (x_BD.float() * data.scale for x_BD in shuffled(data.on(device), BATCH, seed=run.seed))
     trainer = SAETrainer(cfg=config, sae=theirs, data_provider=rows)
     for _ in range(steps):
         trainer.step(next(rows))
         trainer.n_training_steps += 1
     sae = SAE(d_in, run.d_sae)
-    sae.load_state_dict({name: p.detach() for name, p in theirs.state_dict().items()})
+    sae.load_state_dict({name: p.detach().cpu() for name, p in theirs.state_dict().items()})
     return sae.fold_scale_(data.scale)
 
 
@@ -231,10 +241,10 @@ def judge(sae: SAE, data: Data, l1_coefficient: float) -> dict[str, float]:
 class Records:
     """What each finished run gave, in memory and, if there is a file, a line of it for each."""
 
-    def __init__(self, path: Path | None):
-        self._path, self._found = path, {}
-        if path and path.exists():
-            for line in path.read_text().splitlines():
+    def __init__(self, paths: Sequence[Path] = (), *, device: str = "cpu"):
+        self._path, self._device, self._found = next(iter(paths), None), device, {}
+        for path in paths:
+            for line in path.read_text().splitlines() if path.exists() else ():
                 with contextlib.suppress(ValueError):  # the last line, if it was cut
                     record = json.loads(line)
                     self._found[record["key"]] = record["found"]
@@ -244,7 +254,8 @@ class Records:
         key = f"{run.key()} {_rows_name(data)}"
         if key not in self._found:
             started = time.perf_counter()
-            found = judge(TRAINERS[run.who](run, data), data, run.l1_coefficient)
+            sae = TRAINERS[run.who](run, data, self._device)
+            found = judge(sae, data, run.l1_coefficient)
             found["seconds"] = time.perf_counter() - started
             self._found[key] = found
             if self._path:
@@ -252,6 +263,19 @@ class Records:
                     file.write(json.dumps({"key": key, "found": found}) + "\n")
             print(run, _rounded(found), file=sys.stderr)
         return self._found[key]
+
+
+class Wishes(Records):
+    """Which runs are asked for; none is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.runs: dict[Run, Data] = {}
+
+    def get(self, run: Run, data: Data) -> dict[str, float]:
+        """Figures that mean nothing."""
+        self.runs[run] = data
+        return {"loss": 0.0}
 
 
 def _rows_name(data: Data) -> str:
@@ -359,7 +383,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, help="of each training")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--records", type=Path, help="a file that remembers finished runs")
+    parser.add_argument(
+        "--records", type=Path, action="append", help="a file that remembers finished runs"
+    )
+    parser.add_argument("--part", help="I/N: make this part of the runs, without tables")
+    parser.add_argument("--device", default="cpu", help="where trainings run")
     parser.add_argument("--quick", action="store_true", help="few tokens, one seed, one lambda")
     parser.add_argument("--json", action="store_true", help="one JSON object, nothing else")
     arguments = parser.parse_args(argv)
@@ -368,11 +396,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     changed = {n: v for n in ("tokens", "seeds") if (v := getattr(arguments, n))}
     size = Size(**asdict(size) | changed)
     studies = arguments.study or (["grid"] if arguments.quick else ["grid", "knobs", "reach"])
+    names = arguments.data or ["planted", "tiny"]
+    records = Records(arguments.records or (), device=arguments.device)
     results = []
     with contextlib.redirect_stdout(sys.stderr):
-        for place in places(
-            arguments.data or ["planted", "tiny"], size, Records(arguments.records)
-        ):
+        for place in places(names, size, Wishes() if arguments.part else records):
             found = {
                 "data": place.data.name, "d_in": place.data.x_ND.shape[1], "d_sae": place.d_sae,
                 "l1_coefficient": place.l1_coefficient, "tokens": size.tokens, "seeds": size.seeds,
@@ -380,9 +408,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             for study in studies:
                 arguments_of = [arguments.knob or KNOBS] if study == "knobs" else []
                 found[study] = getattr(place, study)(*arguments_of)
+            if arguments.part:
+                part, parts = map(int, arguments.part.split("/"))
+                for run in list(place.records.runs)[part - 1 :: parts]:
+                    records.get(run, place.data)
+                place.records.runs.clear()
+                continue
             results.append(found)
             if not arguments.json:
                 print(json.dumps(found), file=sys.stderr)
+    if arguments.part:
+        return
     print(json.dumps({"machine": machine.describe(), "size": asdict(size), "results": results}))
 
 

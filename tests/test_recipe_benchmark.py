@@ -30,11 +30,32 @@ def test_a_run_is_judged_in_the_units_it_was_trained_in(data):
 
 def test_a_finished_run_is_not_done_again(data, tmp_path, monkeypatch):
     run = recipe.Run("saelearn", data.name, 16, 0.5, 0, 400, (("batch_size", 40), ("lr", 1e-3)))
-    first = recipe.Records(tmp_path / "runs.jsonl").get(run, data)
+    first = recipe.Records([tmp_path / "runs.jsonl"]).get(run, data)
     with (tmp_path / "runs.jsonl").open("a") as file:
         file.write('{"key": "cut of')  # as a kill leaves it
-    monkeypatch.setitem(recipe.TRAINERS, "saelearn", lambda run, data: pytest.fail("trained"))
-    assert recipe.Records(tmp_path / "runs.jsonl").get(run, data) == first
+    monkeypatch.setitem(
+        recipe.TRAINERS, "saelearn", lambda run, data, device: pytest.fail("trained")
+    )
+    assert recipe.Records([tmp_path / "runs.jsonl"]).get(run, data) == first
+
+
+def test_parts_make_each_run_once_and_are_put_together(tmp_path, capsys, monkeypatch):
+    x_ND = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    artifacts.write_tensors(tmp_path / "acts.safetensors", {"x_ND": x_ND})
+    monkeypatch.setattr(recipe, "LR_GRID", (1e-3, 4e-3))
+    monkeypatch.setattr(recipe.machine, "version", lambda package: None)
+    study = ["--json", "--quick", "--tokens", "2048", "--data", str(tmp_path / "acts.safetensors"),
+             "--study", "grid", "--study", "reach"]  # fmt: skip
+    parts = [tmp_path / f"{i}.jsonl" for i in (1, 2)]
+    for i, path in enumerate(parts, 1):
+        recipe.main([*study, "--part", f"{i}/2", "--records", str(path)])
+    assert not capsys.readouterr().out
+    lines = [[json.loads(line)["key"] for line in path.read_text().splitlines()] for path in parts]
+    assert len(set(lines[0] + lines[1])) == len(lines[0]) + len(lines[1])
+    assert abs(len(lines[0]) - len(lines[1])) <= 1
+    monkeypatch.setitem(recipe.TRAINERS, "saelearn", lambda *given: pytest.fail("trained again"))
+    recipe.main([*study, *(f"--records={path}" for path in parts)])
+    assert len(json.loads(capsys.readouterr().out)["results"]) == 1
 
 
 def test_what_a_record_is_found_by_tells_runs_and_data_apart(data):
@@ -57,7 +78,7 @@ def test_a_batch_of_another_size_sees_as_many_tokens(data, monkeypatch):
     for batch_size in (20, 40):
         run = recipe.Run("saelearn", "noise", 16, 0.5, 0, 400, (("batch_size", batch_size),))
         with pytest.raises(pytest.fail.Exception):
-            recipe.ours(run, data)
+            recipe.ours(run, data, "cpu")
     assert [how["steps"] * how["batch_size"] for how in seen] == [400, 400]
 
 
