@@ -226,17 +226,17 @@ def gpu_steps(record: Mapping) -> Figure:
     figure, axis = plt.subplots(figsize=(6.8, 3.4))
     l0s = [step["l0"] for step in record["steps"]]
     looks = {
-        "sparse": ("saelearn, sparse", style.FEATURE, "-"),
-        "dense": ("saelearn, dense", style.RECONSTRUCTION, "-"),
-        "sae_lens": ("SAELens", style.CONTROL, "--"),
+        "sparse": ("saelearn, sparse", style.FEATURE, "-", "top"),
+        "dense": ("saelearn, dense", style.RECONSTRUCTION, "-", "bottom"),
+        "sae_lens": ("SAELens", style.CONTROL, "--", "center"),
     }
-    for name, (label, colour, line) in looks.items():
+    for name, (label, colour, line, side) in looks.items():
         ms = [step["ms"][name] for step in record["steps"]]
         axis.plot(l0s, ms, line, color=colour, marker="o", markersize=4)
-        axis.text(l0s[-1] * 1.03, ms[-1], label, color=colour, va="center")
+        axis.text(l0s[-1] * 1.03, ms[-1], label, color=colour, va=side)
     axis.axhline(record["limit_ms"], color=style.CONTROL, linestyle=":")
-    axis.text(l0s[0], record["limit_ms"] * 0.9, "five products on a perfect machine",
-              color=style.CONTROL, va="top")  # fmt: skip
+    axis.text(l0s[0], record["limit_ms"] * 1.03, "five products on a perfect machine",
+              color=style.CONTROL, va="bottom")  # fmt: skip
     axis.set(xlabel="active features a row", ylabel="milliseconds a step")
     axis.set(ylim=(0, None), xlim=(0, l0s[-1] * 1.35))
     return figure
