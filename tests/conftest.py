@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ settings.register_profile("steady", derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 ROOT = Path(__file__).resolve().parent.parent
+if find_spec("nbclient") is None:  # a checkout on a GPU's machine: `pytest -m gpu tests`
+    collect_ignore = [
+        str(path)
+        for path in Path(__file__).parent.rglob("test_*.py")
+        if "mark.gpu" not in path.read_text("utf-8")
+    ]
 SCRATCH = "SAELEARN_TEST_SCRATCH"
 
 

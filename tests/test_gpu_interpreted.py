@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 QUICK = "test_a_few_batches"
-SHORT = f"{QUICK} or equals or recorded or frozen or (adam and weighted-1.0-fp32)"
+SHORT = f"{QUICK} or equals or rounded or recorded or frozen or (adam and weighted-1.0-fp32)"
 """What is interpreted in a minute; all of it takes ten."""
 MUTATIONS = {
     "a sum that forgets the price": (
@@ -32,6 +32,30 @@ MUTATIONS = {
     ),
     "pieces added once too few": ("for s in range(0, pieces):", "for s in range(1, pieces):"),
 }
+
+
+MISSING = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+GONE = {"nbval", "nbclient", "nbformat", "nbgrader", "ipywidgets", "anywidget", "plotly",
+        "jupyter_client", "jupyterlab", "IPython"}
+PathFinder.find_spec = classmethod(
+    lambda cls, name, *more: None if name.split(".")[0] in GONE else find(name, *more))
+"""
+
+
+def test_a_gpus_machine_needs_no_notebooks(tmp_path):
+    """`pytest -m gpu tests` from a checkout, where PyTorch and pytest are all that is installed."""
+    (tmp_path / "without.py").write_text(MISSING, "utf-8")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "without", "-p", "no:nbval"]
+    command += ["-p", "no:cacheprovider", "-p", "no:anyio", "-m", "gpu", "tests"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-2_000:]
+    assert "error" not in done.stdout
+    assert int(re.search(r"(\d+) skipped", done.stdout)[1]) > 30
 
 
 def interpreted(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
