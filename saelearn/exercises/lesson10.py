@@ -52,7 +52,10 @@ def _indices(answer: Any, shape: tuple[int, ...], name: str, hint: str, below: i
     return index.long()
 
 
-@exercise("Exercise 10.1", passed="one feature a row, and no concept was asked for")
+@exercise(
+    "Exercise 10.1: the infinitely wide SAE",
+    passed="one feature a row, and no concept was asked for",
+)
 def nearest(function: Callable) -> None:
     """`nearest(x_ND, rows_FD)` -> `[N]`, which stored row is nearest to each row of x."""
     for seed, (n, f, d) in enumerate(((17, 8, 3), (13, 13, 6), (19, 11, 2))):
@@ -83,7 +86,7 @@ def nearest(function: Callable) -> None:
         diagnose(got_N, distance_NF.argmin(1), wrong, "not the stored row at the least distance")
 
 
-@exercise("Exercise 10.2", passed="1 is perfect, 0 is what the mean achieves, in any unit")
+@exercise("Exercise 10.2: mend it", passed="1 is perfect, 0 is what the mean achieves, in any unit")
 def explained(explained_variance: Callable) -> None:
     """`explained_variance(x_ND, x_hat_ND)` -> one number."""
     for seed, (n, d, scale) in enumerate(((40, 5, 1.0), (30, 7, 10.0), (25, 4, 0.1))):
@@ -127,7 +130,10 @@ def explained(explained_variance: Callable) -> None:
         diagnose(got, 1 - missed / centred.square().sum(), wrong, otherwise, rtol=1e-3, atol=1e-4)
 
 
-@exercise("Exercise 10.3", passed="few numbers to read, chosen without a look at the other half")
+@exercise(
+    "Exercise 10.3: which features may the probe read?",
+    passed="few numbers to read, chosen without a look at the other half",
+)
 def most_telling(function: Callable) -> None:
     """`most_telling(f_NF, holds_N, k)` -> `[k]` features, those whose means differ most."""
     for seed, (n, f, k) in enumerate(((90, 16, 3), (80, 13, 4))):
@@ -165,7 +171,10 @@ def most_telling(function: Callable) -> None:
         diagnose(got.sort().values, best((gap_F / std_F).abs()), wrong, otherwise)
 
 
-@exercise("Exercise 10.4", passed="the concept is there, its feature silent, another speaks for it")
+@exercise(
+    "Exercise 10.4: find the holes",
+    passed="the concept is there, its feature silent, another speaks for it",
+)
 def absorbed(function: Callable) -> None:
     """`absorbed(f_NF, main, holds_N, writes_F, reads_N)` -> `[N]` true or false."""
     for seed, (n, f, main) in enumerate(((400, 6, 2), (300, 9, 0))):
@@ -212,7 +221,10 @@ def absorbed(function: Callable) -> None:
         diagnose(got_N, right_N.double(), {h: w.double() for h, w in wrong.items()}, otherwise)
 
 
-@exercise("Exercise 10.5", passed="below this, a difference of two runs says nothing")
+@exercise(
+    "Exercise 10.5: the least difference that counts",
+    passed="below this, a difference of two runs says nothing",
+)
 def least_difference(function: Callable) -> None:
     """`least_difference(scores)`: twice the standard deviation of a difference of two runs."""
     for scores in ([0.604, 0.611, 0.62, 0.598, 0.607], [0.2, 0.5, 0.45, 0.31, 0.9, 0.7]):
@@ -239,7 +251,10 @@ def least_difference(function: Callable) -> None:
         diagnose(got, 2 * math.sqrt(2) * sd, wrong, "2 times the root of 2 times the deviation")
 
 
-@exercise("Exercise 10.6", passed="a number without an answer key; what is it worth? Go on")
+@exercise(
+    "Exercise 10.6: five SAEs without names",
+    passed="a number without an answer key; what is it worth? Go on",
+)
 def rate(function: Callable) -> None:
     """`rate(f_NF, x_ND, x_hat_ND)` -> one number, higher for what should be the better SAE."""
     told = []

@@ -55,7 +55,9 @@ def _kept(z_BF: Tensor, least: Tensor) -> Tensor:
     return torch.where((z_BF >= least) & (z_BF > 0), z_BF, 0.0).double()
 
 
-@exercise("Exercise 11.1", passed="chosen, not paid for: what is kept, is kept as it is")
+@exercise(
+    "Exercise 11.1: the largest ones", passed="chosen, not paid for: what is kept, is kept as it is"
+)
 def chosen(top_k: Callable, batch_top_k: Callable) -> None:
     """`top_k(pre_BF, k)`, `batch_top_k(pre_BF, k)` -> features `[B, F]`."""
     cases = ((5, 9, 3), (7, 6, 4), (4, 12, 2))
@@ -120,7 +122,7 @@ def _judge_choice(
     test()
 
 
-@exercise("Exercise 11.2", passed="whether and how much are two questions")
+@exercise("Exercise 11.2: whether, and how much", passed="whether and how much are two questions")
 def doors(gated: Callable, jump: Callable) -> None:
     """`gated(pre_BF, b_gate_F, r_mag_F, b_mag_F)`, `jump(pre_BF, threshold_F)` -> `[B, F]`."""
     for seed, (b, f) in enumerate(((9, 6), (11, 4))):
@@ -183,7 +185,7 @@ def doors(gated: Callable, jump: Callable) -> None:
             test()
 
 
-@exercise("Exercise 11.3", passed="the first features have to do for themselves")
+@exercise("Exercise 11.3: the nested error", passed="the first features have to do for themselves")
 def nested(nested_error: Callable) -> None:
     """`nested_error(x_BD, f_BF, W_dec_FD, b_dec_D, widths)` -> one number."""
     for seed, (b, d, f, widths) in enumerate(((6, 4, 9, (2, 5, 9)), (8, 3, 7, (3, 7)))):
@@ -217,7 +219,7 @@ def nested(nested_error: Callable) -> None:
         test()
 
 
-@exercise("Exercise 11.4", passed="no decoder of these features does better")
+@exercise("Exercise 11.4: refit the decoder", passed="no decoder of these features does better")
 def refit(function: Callable) -> None:
     """`refit(f_NF, x_ND)` -> the `W_dec_FD` and `b_dec_D` that reconstruct best."""
     for seed, (n, f, d) in enumerate(((60, 7, 4), (80, 5, 6))):
@@ -258,7 +260,7 @@ def refit(function: Callable) -> None:
         )  # fmt: skip
 
 
-@exercise("Exercise 11.5", passed="what is there, times what it would do")
+@exercise("Exercise 11.5: attribution", passed="what is there, times what it would do")
 def edges(function: Callable) -> None:
     """`edges(f_TF, W_dec_FD, slope_TD)` -> `[T, F]`, what each active feature brings."""
     for seed, (t, f, d) in enumerate(((5, 8, 4), (6, 7, 3))):
@@ -292,7 +294,10 @@ def edges(function: Callable) -> None:
         diagnose(got, right, wrong, f"differs. {difference(got, right)}", rtol=1e-3, atol=1e-5)
 
 
-@exercise("Exercise 11.6", passed="it trains and is none of the others; now the leaderboard")
+@exercise(
+    "Exercise 11.6: onto the leaderboard",
+    passed="it trains and is none of the others; now the leaderboard",
+)
 def architecture(kind: Callable) -> None:
     """A class, or what makes one, that is called as `kind(d_in, d_sae, seed=...)`."""
     for seed, (b, d, f) in enumerate(((64, 12, 40), (48, 10, 30))):

@@ -30,7 +30,10 @@ def _called(function: Callable, *given: Tensor) -> Any:
     return answer
 
 
-@exercise("Exercise 12.1", passed="0.5 is a coin, and 0 a monitor that reads the wrong way round")
+@exercise(
+    "Exercise 12.1: pairs of a lie and a truth",
+    passed="0.5 is a coin, and 0 a monitor that reads the wrong way round",
+)
 def auroc(function: Callable) -> None:
     """`auroc(score_N, lies_N)` -> how often a lie scores higher than a truth, ties counted half."""
     for seed, n in enumerate((23, 40, 31)):
@@ -60,7 +63,7 @@ def _all_pairs(score_N: Tensor) -> Tensor:
     return above_NN.double().mean() + 0.5 * (score_N[:, None] == score_N).double().mean()
 
 
-@exercise("Exercise 12.2", passed="the mean can't hide a group any more")
+@exercise("Exercise 12.2: the worst group", passed="the mean can't hide a group any more")
 def worst_group(function: Callable) -> None:
     """`worst_group(right_N, label_N, group_N)` -> the least accuracy over label and group."""
     for seed, (n, odd) in enumerate(((90, (0, 1)), (80, (1, 0)), (100, (1, 1)))):
@@ -89,7 +92,10 @@ def worst_group(function: Callable) -> None:
         diagnose(got, least, wrong, f"expected {least:.4f}, got {got:.4f}", atol=1e-4)
 
 
-@exercise("Exercise 12.3", passed="nothing is left along the direction, whatever the encoder says")
+@exercise(
+    "Exercise 12.3: a bug hunt, what ablating leaves",
+    passed="nothing is left along the direction, whatever the encoder says",
+)
 def take_out(function: Callable) -> None:
     """`take_out(x_ND, w_D)` -> x without its part along w."""
     for seed, (n, d) in enumerate(((17, 6), (9, 11), (12, 12))):
@@ -115,7 +121,10 @@ def take_out(function: Callable) -> None:
                  " not change", atol=1e-4)  # fmt: skip
 
 
-@exercise("Exercise 12.4", passed="this key is answered anew, and others with as little as may be")
+@exercise(
+    "Exercise 12.4: one key, one answer",
+    passed="this key is answered anew, and others with as little as may be",
+)
 def rank_one(function: Callable) -> None:
     """`rank_one(W_HD, key_H, change_D, cov_HH)` -> the edited weight."""
     for seed, (h, d) in enumerate(((7, 4), (5, 5), (6, 9))):
@@ -152,7 +161,10 @@ REPORT = ("subject", "acts_as", "share")
 TRIED = (9_001, 9_012, 9_023)  # of models that no lesson shows
 
 
-@exercise("Exercise 12.5", passed="three models that you had not seen, three flaws found")
+@exercise(
+    "Exercise 12.5: the audit report",
+    passed="three models that you had not seen, three flaws found",
+)
 def audit(function: Callable) -> None:
     """`audit(lm)` -> a report of a model: "subject", "acts_as", and the "share" that shows it."""
     for number, seed in enumerate(TRIED, start=1):

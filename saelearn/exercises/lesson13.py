@@ -39,7 +39,10 @@ def _called(function: Callable, *given: Any) -> Any:
     return answer
 
 
-@exercise("Exercise 13.1", passed="special tokens and giants are gone, whoever is in the majority")
+@exercise(
+    "Exercise 13.1: which rows?",
+    passed="special tokens and giants are gone, whoever is in the majority",
+)
 def keep(function: Callable) -> None:
     """`keep(x_ND, tokens_N, special, ratio)` -> which rows to train on, `[N]`."""
     cases = ((40, 6, [3], 4.0, 0.1), (33, 5, [0, 9], 2.5, 0.6), (51, 8, [2, 5, 7], 6.0, 0.3))
@@ -87,7 +90,10 @@ def _f1(listed: set[int], words_N: Tensor, fires_N: Tensor) -> float:
     return 2 * int((says_N & fires_N).sum()) / max(1, int(says_N.sum()) + int(fires_N.sum()))
 
 
-@exercise("Exercise 13.2", passed="the list that tells best, neither the longest nor the surest")
+@exercise(
+    "Exercise 13.2: the words of a label",
+    passed="the list that tells best, neither the longest nor the surest",
+)
 def label_words(function: Callable) -> None:
     """`label_words(words_N, fires_N)` -> ids of the words of the best label."""
     for seed, (n, v, own, noise) in enumerate(((600, 30, 4, 0.03), (900, 45, 7, 0.06), (400, 25, 2, 0.02))):  # noqa: E501  # fmt: skip
@@ -138,7 +144,7 @@ def _listed(answer: Any, most: int) -> set[int]:
     return set(ids.flatten().long().tolist())
 
 
-@exercise("Exercise 13.3", passed="five of five is not yet certain")
+@exercise("Exercise 13.3: how sure?", passed="five of five is not yet certain")
 def interval(function: Callable) -> None:
     """`interval(hits, n)` -> Wilson's (low, high)."""
     for hits, n in ((5, 6), (5, 5), (0, 7), (130, 400), (1, 3)):
@@ -199,7 +205,10 @@ def _score(says_NP: Tensor, fires_NP: Tensor) -> float:
     return 2 * int((says_NP & fires_NP).sum()) / max(1, int(says_NP.sum() + fires_NP.sum()))
 
 
-@exercise("Exercise 13.4", passed="better than the rule, on units and text that you never saw")
+@exercise(
+    "Exercise 13.4: a better label",
+    passed="better than the rule, on units and text that you never saw",
+)
 def my_label(function: Callable) -> str:
     """`my_label(words_NT, fires_NP)` -> a function of words `[N, T]` to a mask `[N, T - 1]`."""
     mine, rule = [], []

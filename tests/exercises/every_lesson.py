@@ -108,6 +108,8 @@ def test_each_exercise_has_its_check(request):
         re.match(r"Exercise (\d+\.\d+)", c.title)[1] for c in checks if is_graded(c)
     } == exercises
     assert [c.__name__ for c in checks if f"check.{c.__name__}(" not in code] == []
+    titles = [c.title for c in checks if is_graded(c)]
+    assert [title for title in titles if not re.match(r"Exercise \d+\.\d+: \S", title)] == []
 
 
 def unreadable(prediction: Check, highest: float, *measured: float) -> list[tuple]:
