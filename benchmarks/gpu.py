@@ -8,8 +8,9 @@ start from the same weights, whose biases give each feature its frequency; the l
 small that it stays. Each is timed by events of the GPU, in turns, the median of the rounds counts.
 SAELens runs with autocast and torch.compile, sparsify with its own kernels, where installed.
 
-With `--train`, whole trainings on planted features: sparse, dense bf16 and fp32, and how many
-features each finds; with `--disk`, a training from shards on disk beside the step alone.
+With `--train`, whole trainings on planted features, the way chosen at each step or dense, in bf16
+and fp32, and how many features each finds; with `--disk`, trainings on rows of the GPU, from memory
+and from shards on disk, beside the step alone and plain reading.
 """
 
 from __future__ import annotations
@@ -296,12 +297,13 @@ def agreement() -> dict[str, float]:
 def planted(n: int, features: int, active: float) -> tuple[Tensor, Iterator[Tensor]]:
     """Directions, and rows in which about `active` of them are on, drawn on the GPU.
 
-    The i-th most frequent is on 1 / i as often as the first, as words are: the rarest of 8,192 in
-    one row of three thousand, so that a training finds some of them and misses others.
+    The i-th most frequent is on 1 / i as often as the first, as words are, but for those that
+    would be on more than once a row: of 8,192 with `active` = 20 the first two are on in every row,
+    some 19 in a row together, and the last in one of 3,900. Some are found, others missed.
     """
     directions_GD = PlantedFeatures.make(features, D).directions_GD.cuda()
     share_G = 1 / torch.arange(1, features + 1, device="cuda")
-    share_G *= active / share_G.sum()
+    share_G = (share_G * active / share_G.sum()).clamp(max=1)
     generator = torch.Generator("cuda").manual_seed(0)
 
     def rows() -> Iterator[Tensor]:
@@ -315,7 +317,7 @@ def planted(n: int, features: int, active: float) -> tuple[Tensor, Iterator[Tens
 
 def trainings(
     rows: int, *, n_planted: int = 8_192, active: float = 20.0, lambdas: Sequence[float] = (2.0,),
-    ways: Sequence[str] = ("sparse bf16", "dense bf16", "sparse fp32", "dense fp32"),
+    ways: Sequence[str] = ("chosen bf16", "dense bf16", "chosen fp32", "dense fp32"),
     seeds: Sequence[int] = (0, 1),
 ) -> dict[str, dict]:  # fmt: skip
     """Whole trainings on planted features: seconds, the end, and how many features were found."""
@@ -327,7 +329,7 @@ def trainings(
         started = time.perf_counter()
         trained = train(
             x_ND, n_planted, l1_coefficient=l1_coefficient, steps=rows // 4_096, batch_size=4_096,
-            device="cuda", precision=precision, plan=None if way == "sparse" else DENSE,
+            device="cuda", precision=precision, plan=None if way == "chosen" else DENSE,
             seed=seed, log_every=200, progress=False,
         )  # fmt: skip
         took = time.perf_counter() - started
@@ -397,7 +399,10 @@ def from_disk(gigabytes: float, *, steps: int = 1_200) -> dict[str, object]:
 
 
 def plain_reading(folder: Path) -> float:
-    """Seconds to read all files of a folder, a mebibyte at a time and to the same places."""
+    """Seconds to read all files of a folder, a mebibyte at a time into one buffer each.
+
+    As a training reads them: files that were just written come from the system's cache.
+    """
 
     def read(path: Path) -> None:
         room = bytearray(2**20)

@@ -28,7 +28,9 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import itertools
 import json
+import re
 import statistics
 import sys
 import time
@@ -94,7 +96,7 @@ class Data:
     held_ND: Tensor
     lambdas: tuple[float, ...]
     truth: Callable[[SAE, Tensor], float] | None = None  # of the SAE and raw held-out rows
-    _there: dict[str, Tensor] = field(default_factory=dict)
+    _there: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @functools.cached_property
     def scale(self) -> float:
@@ -243,6 +245,7 @@ class Records:
 
     def __init__(self, paths: Sequence[Path] = (), *, device: str = "cpu"):
         self._path, self._device, self._found = next(iter(paths), None), device, {}
+        self._where = "" if device == "cpu" else f" {device}"
         for path in paths:
             for line in path.read_text().splitlines() if path.exists() else ():
                 with contextlib.suppress(ValueError):  # the last line, if it was cut
@@ -251,7 +254,7 @@ class Records:
 
     def get(self, run: Run, data: Data) -> dict[str, float]:
         """The figures of a run, measured now unless they are known."""
-        key = f"{run.key()} {_rows_name(data)}"
+        key = f"{run.key()} {_rows_name(data)}{self._where}"
         if key not in self._found:
             started = time.perf_counter()
             sae = TRAINERS[run.who](run, data, self._device)
@@ -372,6 +375,15 @@ def places(names: Sequence[str], size: Size, records: Records) -> Iterator[Place
                 yield Place(data, d_sae, l1_coefficient, size, records)
 
 
+def _part(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> tuple[int, int]:
+    part = re.fullmatch(r"(\d+)/(\d+)", arguments.part or "1/1")
+    if not part or not 1 <= int(part[1]) <= int(part[2]):
+        parser.error(f"--part: expected I/N with I from 1 to N, got {arguments.part!r}")
+    if arguments.part and not arguments.records:
+        parser.error("--part: name --records too, or what the runs give is lost")
+    return int(part[1]), int(part[2])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.recipe", description=__doc__,
@@ -397,6 +409,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = Size(**asdict(size) | changed)
     studies = arguments.study or (["grid"] if arguments.quick else ["grid", "knobs", "reach"])
     names = arguments.data or ["planted", "tiny"]
+    part, parts = _part(parser, arguments)
+    numbers = itertools.count()  # of the runs of all places
     records = Records(arguments.records or (), device=arguments.device)
     results = []
     with contextlib.redirect_stdout(sys.stderr):
@@ -404,14 +418,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = {
                 "data": place.data.name, "d_in": place.data.x_ND.shape[1], "d_sae": place.d_sae,
                 "l1_coefficient": place.l1_coefficient, "tokens": size.tokens, "seeds": size.seeds,
+                "device": arguments.device,
             }  # fmt: skip
             for study in studies:
                 arguments_of = [arguments.knob or KNOBS] if study == "knobs" else []
                 found[study] = getattr(place, study)(*arguments_of)
             if arguments.part:
-                part, parts = map(int, arguments.part.split("/"))
-                for run in list(place.records.runs)[part - 1 :: parts]:
-                    records.get(run, place.data)
+                for run, number in zip(place.records.runs, numbers):  # noqa: B905 (without end)
+                    if number % parts == part - 1:
+                        records.get(run, place.data)
                 place.records.runs.clear()
                 continue
             results.append(found)

@@ -58,6 +58,16 @@ def test_parts_make_each_run_once_and_are_put_together(tmp_path, capsys, monkeyp
     assert len(json.loads(capsys.readouterr().out)["results"]) == 1
 
 
+@pytest.mark.parametrize("part", ["0/2", "3/2", "a", "1/0"])
+def test_a_part_that_is_none_is_refused_before_anything_is_made(part, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        recipe.main(["--part", part, "--records", str(tmp_path / "runs.jsonl")])
+    assert "I/N" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        recipe.main(["--part", "1/2"])
+    assert "--records" in capsys.readouterr().err
+
+
 def test_what_a_record_is_found_by_tells_runs_and_data_apart(data):
     run = recipe.Run("saelearn", "noise", 16, 0.5, 0, 400)
     others = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from saelearn.activations import ActivationStore, shards, verify
+from saelearn.activations import store as store_module
 from saelearn.activations.shards import DTYPES, Shards, ShardWriter, Tokens, to_dtype
 from saelearn.errors import ArtifactError, Refusal
 from saelearn.train import batches, train
@@ -293,6 +295,41 @@ def test_a_spoilt_folder_is_refused_before_use(tmp_path: Path, what: str, said: 
         ActivationStore(folder)
 
 
+def test_a_large_batch_is_gathered_by_several_hands(monkeypatch) -> None:
+    """The same rows, whatever the number of threads; also of a tensor that is not contiguous."""
+    x_ND = numbered(3_000)
+    wide_NX = torch.cat([x_ND, x_ND], dim=1)
+    expected = take(ActivationStore(x_ND, batch_size=700, epochs=1), 5)
+    monkeypatch.setattr(store_module, "HANDFUL", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    for data in (x_ND, wide_NX[:, : x_ND.shape[1]]):
+        found = take(ActivationStore(data, batch_size=700, epochs=1), 5)
+        assert len(found) == 5 and same(found, expected)
+
+
+def test_a_disk_that_gives_little_at_a_time_is_asked_again() -> None:
+    class Slow(io.BytesIO):
+        def readinto(self, room) -> int:
+            return super().readinto(room[:3])
+
+    room = bytearray(10)
+    shards._fill(memoryview(room), Slow(b"0123456789ab"))
+    assert room == b"0123456789"
+    with pytest.raises(OSError, match="too early"):
+        shards._fill(memoryview(room), Slow(b"0123"))
+
+
+def test_rows_that_are_not_finite_are_found_beyond_what_is_looked_at_at_once(monkeypatch) -> None:
+    scratch_M = np.empty(7, dtype=np.uint16)
+    x_M = torch.ones(40, dtype=torch.bfloat16)
+    for place in (None, 0, 6, 7, 39):
+        bad_M = x_M.clone()
+        if place is not None:
+            bad_M[place] = -torch.inf
+        bits_M = bad_M.view(torch.uint8).numpy().view(np.uint16)
+        assert shards._finite(bits_M, torch.bfloat16, scratch_M) == (place is None)
+
+
 def test_a_shard_cut_short_while_it_is_used_is_an_error(tmp_path: Path) -> None:
     """A mapped file would end the process with SIGBUS."""
     folder = put(tmp_path / "s", numbered(10_000), shard_rows=1_300)
@@ -450,7 +487,7 @@ def test_one_flipped_bit_in_the_rows_is_found(tmp_path: Path, dtype: str) -> Non
         head = 8 + int.from_bytes(path.read_bytes()[:8], "little")
         for byte in {head, path.stat().st_size - 1, *rng.integers(head, path.stat().st_size, 5)}:
             flip(path, byte, 0)  # the least that can change
-            with pytest.raises(ArtifactError, match=r"rows .* as they were written"):
+            with pytest.raises(ArtifactError, match=r"^expected rows .* as they were written"):
                 verify(folder)
             with pytest.raises(ArtifactError, match=path.name):
                 list(ActivationStore(folder, epochs=1))

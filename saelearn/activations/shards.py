@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from io import FileIO
 from pathlib import Path
@@ -30,12 +30,13 @@ from saelearn.errors import ArtifactError, Refusal, check_activations, check_cho
 
 FORMAT = "saelearn activations 1"
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # torch's name, safetensors'
-_BITS = {  # their words, and infinity's
+_WORDS = {  # the whole numbers of the same size, and which of them is infinity
     torch.float16: (np.uint16, 0x7C00),
     torch.bfloat16: (np.uint16, 0x7F80),
     torch.float32: (np.uint32, 0x7F80_0000),
 }
 SHARD_BYTES = 2**28
+SCRATCH = 2**16  # numbers that a reader looks at at once: a core's cache holds them
 BLOCK_BYTES = 2**20  # read at a stretch: large enough for disks, small enough to mix
 _INDEX = "index.json"
 _AGAIN = "delete the folder and write it again"
@@ -308,25 +309,32 @@ class Shards:
     def d_in(self) -> int:
         return self.settings["d_in"]
 
-    def read(self, shard: int, runs: Iterable[tuple[int, int]], out_ND: Tensor) -> None:
+    def read(self, shard: int, runs: Sequence[tuple[int, int]], out_ND: Tensor) -> None:
         """Fill `out_ND` with some runs of a shard's rows, each a first row and how many.
 
         Read rather than mapped: a file cut short meanwhile is an error then, not a crash. Between
         the calls that let go of the interpreter's lock there is as little as can be: the thread
         that trains asks for that lock at every operation, and there are several readers.
+
+        Args:
+            out_ND: contiguous, as many rows as the runs have together.
         """
         path, width = self.paths_S[shard], self.d_in * self.dtype.itemsize
-        words, _ = _BITS[self.dtype]
-        room, at = memoryview(out_ND.view(torch.uint8).numpy().reshape(-1)), 0
-        scratch, finite = np.empty(min(out_ND.numel(), BLOCK_BYTES), dtype=words), True
+        if len(out_ND) != sum(n for _, n in runs):
+            raise Refusal(f"room for {sum(n for _, n in runs)} rows", str(len(out_ND)))
+        room, at = memoryview(out_ND.view(-1).view(torch.uint8).numpy()), 0
+        words, _ = _WORDS[self.dtype]
+        scratch_M, finite = np.empty(SCRATCH, dtype=words), True
         try:
             with path.open("rb", buffering=0) as file:
                 for first, n in runs:
-                    part, at = room[at : at + n * width], at + n * width
+                    rows, at = room[at : at + n * width], at + n * width
                     file.seek(self.starts_S[shard] + first * width)
-                    _fill(part, file)
-                    self._compare(shard, first, n, part)
-                    finite &= _finite(np.frombuffer(part, words), self.dtype, scratch)
+                    _fill(rows, file)
+                    self._compare(shard, first, n, rows)
+                    finite &= _finite(np.frombuffer(rows, words), self.dtype, scratch_M)
+        except ArtifactError:  # which is an OSError, too
+            raise
         except OSError as error:
             raise ArtifactError(f"to read {path}", str(error), _AGAIN) from error
         if not finite:
@@ -334,17 +342,16 @@ class Shards:
 
     def _compare(self, shard: int, first: int, n: int, rows: memoryview) -> None:
         """Refuse rows, `n` from the given one on, of which a whole block differs from its sum."""
-        size, sums = block_rows(self.d_in, self.dtype), self.sums_S[shard]
-        number, width = -(-first // size), len(rows) // n
-        while sums and number < len(sums):
+        size, width = block_rows(self.d_in, self.dtype), self.d_in * self.dtype.itemsize
+        for number in range(-(-first // size), len(self.sums_S[shard])):
             low, high = number * size, min((number + 1) * size, self.rows_S[shard])
             if high > first + n:
                 return
-            if zlib.crc32(rows[(low - first) * width : (high - first) * width]) != sums[number]:
+            block = rows[(low - first) * width : (high - first) * width]
+            if zlib.crc32(block) != self.sums_S[shard][number]:
                 path, received = self.paths_S[shard], "others: the disk, or somebody, changed them"
                 expected = f"rows {low:,} to {high:,} of {path} as they were written"
                 raise ArtifactError(expected, received, _AGAIN)
-            number += 1
 
     def verify(self) -> None:
         """Read everything once, and compare each row.
@@ -397,7 +404,7 @@ def _finite(bits_M: np.ndarray, dtype: torch.dtype, scratch_M: np.ndarray) -> bo
     NumPy looks at them in the thread that asks. PyTorch would wake a team of threads for each of
     the readers, and the teams would wait for each other's cores.
     """
-    words, infinite = _BITS[dtype]
+    words, infinite = _WORDS[dtype]
     for low in range(0, len(bits_M), len(scratch_M)):
         part_M = bits_M[low : low + len(scratch_M)]
         size_M = np.bitwise_and(part_M, np.iinfo(words).max // 2, out=scratch_M[: len(part_M)])

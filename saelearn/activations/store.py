@@ -66,13 +66,14 @@ class ActivationStore:
         windows: in how many pieces an epoch is read; with 1 its order is a full permutation.
         about: what an SAE of these rows has to remember; `train` takes it over.
         finite: its rows were looked at, when it was made or when they were read.
+        fresh: each batch is a tensor of its own.
 
     Raises:
         Refusal: rows that are not finite, or a memory_limit in which they cannot be mixed.
         ArtifactError: a folder with something missing, cut short, or not of our making.
     """
 
-    finite = True
+    finite = fresh = True
 
     @checked(batch_size=whole(1), epochs=whole(0), seed=whole(0), memory_limit=whole(0))
     def __init__(
@@ -261,7 +262,8 @@ def _gathered(x_ND: Tensor, rows_B: Tensor, hands: ThreadPoolExecutor) -> Tensor
     if x_ND.device.type != "cpu" or not x_ND.is_contiguous():
         return x_ND.index_select(0, rows_B.to(x_ND.device))
     shape = (len(rows_B), x_ND.shape[1])
-    out_BD = torch.empty(shape, dtype=x_ND.dtype, pin_memory=torch.cuda.is_initialized())
+    pinned = torch.cuda.is_initialized()
+    out_BD = torch.empty(shape, dtype=x_ND.dtype, device="cpu", pin_memory=pinned)
     parts = max(1, min(HANDS, torch.get_num_threads(), out_BD.nbytes // HANDFUL))
     rows_P = np.array_split(rows_B.numpy(), parts)
     out_P = np.array_split(out_BD.view(torch.uint8).numpy(), parts)

@@ -163,14 +163,15 @@ class Streamed(Iterator[Tensor]):
     If the iterable (or its iterator) has `state_dict` and `load_state_dict`, its place is saved
     and found again with these. Any other is read forward from its beginning: exact if it gives
     the same batches each time it is made, and refused if it does not begin with the same one.
-    One that has looked for NaN itself says so by an attribute `finite`.
+    One that has looked for NaN itself says so by an attribute `finite`, one whose batches are new
+    tensors, and not a buffer that is filled again, by `fresh`.
     """
 
     def __init__(self, data: Iterable[Tensor | tuple[Tensor, Tensor]], *, tokens: bool = False):
         self._stream, self._tokens = iter(data), tokens
         able = [each for each in (data, self._stream) if hasattr(each, "load_state_dict")]
         self._holder = able[0] if able else None
-        self._looked_at = getattr(data, "finite", False)
+        self._looked_at, self.fresh = (getattr(data, n, False) for n in ("finite", "fresh"))
         self._first = next(self._stream, None)
         if self._first is None:
             raise Refusal("batches of activations", "an empty stream")
@@ -293,6 +294,7 @@ class _Ahead:
 
     def __init__(self, source: Shuffled | Streamed, device: torch.device, cut: Callable):
         self._source, self._device, self._cut = source, device, cut
+        self._fresh = getattr(source, "fresh", False)
         self._queue: queue.Queue[_Sent | BaseException] = queue.Queue(AHEAD)
         self._closed = threading.Event()
         self._drawer = threading.Thread(target=self._draw, daemon=True)
@@ -327,8 +329,10 @@ class _Ahead:
         """On its way; PyTorch keeps pinned memory until what was asked of it is done."""
         if x_BD.device.type != "cpu":
             return x_BD
-        pinned_BD = x_BD if x_BD.is_pinned() else x_BD.pin_memory()
-        return pinned_BD.to(self._device, non_blocking=True)
+        if not (self._fresh and x_BD.is_pinned()):
+            pinned_BD = torch.empty(x_BD.shape, dtype=x_BD.dtype, device="cpu", pin_memory=True)
+            x_BD = pinned_BD.copy_(x_BD)
+        return x_BD.to(self._device, non_blocking=True)
 
     def _put(self, item: _Sent | BaseException) -> None:
         while not self._closed.is_set():

@@ -36,7 +36,7 @@ AGO = 2  # steps that what was active is known after
 RECORDS = 16
 WORKSPACE = 2**27  # bytes that products and recorded launches keep for themselves
 WARM = 3  # times that launches go one by one before they are recorded as one
-DIGITS = ((31, 20, 2_048), (20, 10, 1_024), (10, 0, 1_024))  # of a positive number's 31 bits, or 15
+DIGITS = ((31, 20, 2_048), (20, 10, 1_024), (10, 0, 1_024))  # of a positive number's 31 bits
 
 
 def room(B: int, D: int, F: int, precision: str) -> int:
@@ -420,7 +420,7 @@ class GpuKernel:
             return bar, last
         wanted = torch.full((1,), k * B, dtype=torch.int32, device=bar.device)
         prefix = torch.zeros(1, dtype=torch.int32, device=bar.device)
-        for above, shift, bins in DIGITS if z_KBF.itemsize == 4 else DIGITS[:2]:
+        for above, shift, bins in DIGITS if z_KBF.itemsize == 4 else DIGITS[:2]:  # bf16 ends in 0
             n = torch.zeros(bins, dtype=torch.int32, device=bar.device)
             self._kernels.histogram[-(-z_KBF.numel() // 8_192),](
                 z_KBF, prefix, n, z_KBF.numel(), SHIFT=shift, BINS=bins, ABOVE=above, C=8_192,

@@ -436,8 +436,8 @@ def _key(v):
 
 @triton.jit
 def kth_of_row(z_p, bar_p, last_p, F, n, C: tl.constexpr, ONE: tl.constexpr, BITS: tl.constexpr):
-    """The n-th largest number above 0 of a row, bit by bit, and where the last entry lies that
-    equals it and still is among the n.
+    """The n-th largest number above 0 of a row, bit by bit, and a column up to which entries that
+    equal it are among the n.
 
     Args:
         ONE: the row fits into one block of C columns and is read once.
