@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "saelearn"
 README = PACKAGE.parent / "README.md"
 LAYERS = [
-    ["errors", "style", "progress"],
+    ["errors", "style", "progress", "compiled"],
     ["artifacts", "metrics", "corpus", "toy"],
     ["sae", "lm"],
     ["train", "activations", "steer"],

@@ -163,7 +163,8 @@ def run(code: str, **environment: str) -> str:
 
 
 def test_importing_does_not_load_numba():
-    run("import sys, saelearn.train, saelearn.features; assert 'numba' not in sys.modules")
+    modules = "saelearn.compiled, saelearn.toy, saelearn.train, saelearn.features"
+    run(f"import sys, {modules}; assert 'numba' not in sys.modules")
 
 
 TRAINED = """

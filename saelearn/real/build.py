@@ -14,11 +14,11 @@ from torch import Tensor
 
 from saelearn import activations, artifacts, features, metrics, steer
 from saelearn.activations import Activations, ActivationStore
+from saelearn.compiled import cache_dir
 from saelearn.lm import LM, Batch, Edit
 from saelearn.real import smollm2, texts
 from saelearn.sae import SAE, BatchTopK, load
 from saelearn.train import train
-from saelearn.train.fast.machine import cache_dir
 
 LENGTH = 128
 SEPARATOR = "<|endoftext|>"

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saelearn import artifacts
+from saelearn.compiled import cache_dir
 from saelearn.errors import ArtifactError
-from saelearn.train.fast.machine import cache_dir
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from saelearn import artifacts
+from saelearn.compiled import cache_dir
 from saelearn.errors import Refusal
 from saelearn.lm import LM
 from saelearn.real.packages import Package
-from saelearn.train.fast.machine import cache_dir
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = Package(

@@ -1,7 +1,7 @@
 """What makes a training step fast; the results are those of the plain way."""
 
 from saelearn.train.fast.kernels import Case, Kernel, Plan, SparseL1, SparseTopK, Stack
-from saelearn.train.fast.machine import cache_dir, processor
+from saelearn.train.fast.machine import processor
 from saelearn.train.fast.search import ENCODERS
 from saelearn.train.fast.tuning import measured_plan
 
@@ -13,7 +13,6 @@ __all__ = [
     "SparseL1",
     "SparseTopK",
     "Stack",
-    "cache_dir",
     "measured_plan",
     "processor",
 ]

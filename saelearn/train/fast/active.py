@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
 
@@ -18,19 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelearn.compiled import MISSING
 from saelearn.train.fast.threads import spread
 
 TABLE = 2**19  # numbers of fp32 in 2 MB
 CHUNK_ROWS = 1_024
 ROOM = 0.03  # share of entries that lists begin with; they grow
-
-
-def can_loop() -> bool:
-    """Whether numba is there, without the second that it takes to load."""
-    try:
-        return find_spec("numba") is not None
-    except ValueError:  # a module that says nothing of where it comes from
-        return False
 
 
 @cache
@@ -41,7 +33,7 @@ def loops() -> ModuleType | None:
     """
     try:
         from saelearn.train.fast import loops
-    except ImportError:
+    except MISSING:
         return None
     return loops
 

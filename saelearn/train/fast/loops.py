@@ -5,8 +5,7 @@ operation writes a matrix that the next one reads. A loop does all that a row ne
 lies in the core's own cache, and writes only what stays.
 
 Every sum has one order: the same bits whatever proposed an entry and however many threads there
-are. What was compiled is kept on disk, beside this file or, if its folder cannot be written to, in
-`cache_dir()`.
+are.
 
 Shapes: K SAEs, B batch, C chunks of its rows, N rows of a chunk or several, D width, F features,
 A entries of a chunk, G = K F features of all.
@@ -14,36 +13,12 @@ A entries of a chunk, G = K F features of all.
 
 from __future__ import annotations
 
-import os
-from functools import partial
-from pathlib import Path
-
-import numba
 import numpy as np
 
-from saelearn.train.fast.machine import cache_dir
+from saelearn.compiled import loop
 
 BLOCK = 64  # features whose sums are added up by themselves, whichever thread has them
-FAST = {"reassoc", "contract", "nsz"}  # sums may be vectorised; a NaN stays one
 f32 = np.float32
-
-
-def _keeps() -> bool:
-    """Whether what is compiled can be kept, and where: numba is told by its configuration."""
-    beside = Path(__file__).parent / "__pycache__"
-    if os.access(beside if beside.exists() else beside.parent, os.W_OK) or numba.config.CACHE_DIR:
-        return True
-    folder = cache_dir() / "loops"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    numba.config.CACHE_DIR = str(folder)
-    return os.access(folder, os.W_OK)
-
-
-_others, _kept = numba.config.CACHE_DIR, _keeps()
-loop = partial(numba.njit, cache=_kept, nogil=True, fastmath=FAST, error_model="numpy")
 
 
 @loop()
@@ -324,6 +299,3 @@ def adam(slope_GD, W_GD, mean_GD, square_GD, factor_K, lr, root, unit, low, high
             s = f32(1) / np.sqrt(s)
             for d in range(D):
                 w[d] *= s
-
-
-numba.config.CACHE_DIR = _others

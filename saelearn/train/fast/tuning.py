@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from saelearn import artifacts
+from saelearn.compiled import cache_dir, can_loop
 from saelearn.errors import ArtifactError
-from saelearn.train.fast.active import can_loop, loops
+from saelearn.train.fast.active import loops
 from saelearn.train.fast.kernels import Case, Kernel, Plan, Stack
-from saelearn.train.fast.machine import cache_dir, processor
+from saelearn.train.fast.machine import processor
 from saelearn.train.fast.search import ENCODERS
 
 SMALL = 2**21  # multiplications of one product; below, lists cost what they save
