@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -30,61 +32,105 @@ def by_autograd(W: Tensor, b: Tensor, f_BG: Tensor, importance_G: Tensor) -> tup
     return torch.autograd.grad(loss, (W, b))
 
 
+def compiled(
+    W: Tensor, b: Tensor, f_NG: Tensor, importance_G: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """As `toy_step.gradients`, by the loops; what they would leave out stays nan."""
+    scale_G = importance_G * (2 / (batch_size * f_NG.shape[1]))
+    found = torch.full_like(W, torch.nan), torch.full_like(b, torch.nan)
+    given = (t.numpy() for t in (W, b, f_NG, scale_G))
+    toy_step.loops().gradients(*given, batch_size - len(f_NG), *(t.numpy() for t in found))
+    return found
+
+
+each_way = pytest.mark.parametrize("way", [toy_step.gradients, compiled])
+
+
 def far_from_kinks(W: Tensor, b: Tensor, f_BG: Tensor) -> Tensor:
     """Rows at whose z rounding cannot decide on which side of the ReLU they are."""
     z_KBG = f_BG @ W @ W.mT + b[:, None]
     return f_BG[(z_KBG.abs() > 1e-4).all(2).all(0) | (f_BG == 0).all(1)]
 
 
+@each_way
 @settings(deadline=None, max_examples=150)
 @given(
     n_features=st.sampled_from([1, 2, 3, 5, 8, 20, toy_step.WIDE, toy_step.WIDE + 1, 90]),
-    d_hidden=st.integers(1, 7),
-    n_instances=st.integers(1, 5),
+    d_hidden=st.integers(1, 15),
+    n_instances=st.integers(1, 12),
     batch_size=st.integers(1, 40),
     p=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    lowered=st.sampled_from([0.0, 0.0, 1e3]),  # by so much nothing is positive
     correlated=st.booleans(),
     weighted=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 def test_gradients_are_those_of_autograd(
-    n_features, d_hidden, n_instances, batch_size, p, correlated, weighted, seed
+    way, n_features, d_hidden, n_instances, batch_size, p, lowered, correlated, weighted, seed
 ):
     g = generator(seed)
     W = torch.randn(n_instances, n_features, d_hidden, generator=g)
-    b = torch.randn(n_instances, n_features, generator=g) / 3
+    b = torch.randn(n_instances, n_features, generator=g) / 3 - lowered
     importance_G = torch.rand(n_features, generator=g) if weighted else torch.ones(n_features)
     law = {"generator": g, "correlated": correlated}
     f_BG = far_from_kinks(W, b, toy.sample_features(batch_size, n_features, p, **law))
     if not len(f_BG):
         return
     busy_NG = f_BG[f_BG.any(1)]
-    got = toy_step.gradients(W, b, busy_NG, importance_G, len(f_BG))
+    got = way(W, b, busy_NG, importance_G, len(f_BG))
     for ours, right in zip(got, by_autograd(W, b, f_BG, importance_G), strict=True):
         assert (ours - right).abs().max() <= 1e-5 * right.abs().max()
     # empty rows that are handed over count as well as those that are left out
-    whole = toy_step.gradients(W, b, f_BG, importance_G, len(f_BG))
+    whole = way(W, b, f_BG, importance_G, len(f_BG))
     for ours, theirs in zip(got, whole, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(ours.abs().max()))
 
 
+@each_way
 @pytest.mark.parametrize("n_features", [5, toy_step.WIDE + 1])
-def test_a_feature_that_is_never_on_gets_the_gradient_of_its_echo(n_features):
+def test_a_feature_that_is_never_on_gets_the_gradient_of_its_echo(way, n_features):
     f_BG = toy.sample_features(64, n_features, 0.2, generator=generator())
     f_BG[:, 1] = 0
     W = torch.randn(2, n_features, 2, generator=generator(1))
     b, importance_G = torch.full((2, n_features), 0.1), torch.ones(n_features)
     f_BG = far_from_kinks(W, b, f_BG)
-    got = toy_step.gradients(W, b, f_BG[f_BG.any(1)], importance_G, len(f_BG))
+    got = way(W, b, f_BG[f_BG.any(1)], importance_G, len(f_BG))
     for ours, right in zip(got, by_autograd(W, b, f_BG, importance_G), strict=True):
         assert right[:, 1].abs().max() > 0
         assert (ours - right).abs().max() <= 1e-5 * right.abs().max()
 
 
-def test_adam_is_torchs():
+@each_way
+@pytest.mark.parametrize("where", ["W", "b", "f"])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_a_nan_comes_out_and_stays_with_its_instance(way, where, p):
+    """Also where nothing is on, and where a loop passes features that are off."""
+    f_NG = toy.sample_features(30, 5, 0.5, generator=generator())[: 30 if p else 0]
+    W, b = torch.randn(2, 5, 2, generator=generator(1)), torch.full((2, 5), 0.1)
+    clean = way(W.clone(), b.clone(), f_NG, torch.ones(5), 40)
+    {"W": W[0, 1], "b": b[0, 1:2], "f": f_NG[:1, 1]}[where].fill_(torch.nan)
+    d_W, d_b = way(W, b, f_NG, torch.ones(5), 40)
+    if where == "f":
+        assert not p or (d_W.isnan().all() and d_b.isnan().all())
+        return
+    assert d_W[0].isnan().any() if where == "W" or p else d_b[0, 1].isnan()
+    assert torch.equal(d_W[1], clean[0][1]) and torch.equal(d_b[1], clean[1][1])
+
+
+class CompiledAdam(toy_step.Adam):
+    """Its loop, called as the class is."""
+
+    def step(self, gradients, lr):
+        slope = torch.cat([gradient.flatten() for gradient in gradients])
+        rows = (t.numpy() for t in (self.flat, self.mean, self.square, slope))
+        toy_step.loops().adam(*rows, *self.next(lr))
+
+
+@pytest.mark.parametrize("kind", [toy_step.Adam, CompiledAdam])
+def test_adam_is_torchs(kind):
     models = [nn.Linear(4, 3), nn.Linear(4, 3)]
     models[1].load_state_dict(models[0].state_dict())
-    theirs, ours = torch.optim.Adam(models[0].parameters()), toy_step.Adam(models[1])
+    theirs, ours = torch.optim.Adam(models[0].parameters()), kind(models[1])
     for step in range(60):
         lr = 0.02 * (1 + math.cos(math.pi * step / 60))
         g = generator(step)
@@ -96,6 +142,61 @@ def test_adam_is_torchs():
         ours.step(gradients, lr)
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("n_features", "p", "loops"),
+    [
+        (5, 1.0, True),
+        (5, torch.full((5,), 0.5), True),
+        (128, 0.25, True),
+        (128, 0.3, False),  # more are on
+        (129, 0.01, False),  # there are more
+    ],
+)
+def test_loops_are_taken_where_few_are_on(n_features, p, loops, monkeypatch):
+    """And both ways lead to the same weights, whatever the first steps' moments are."""
+    found = []
+    importance_G = 0.9 ** torch.arange(float(n_features))
+    for known in (toy_step.loops(), None):
+        monkeypatch.setattr(toy_step, "loops", lambda known=known: known)
+        model = toy.ToyModel(n_features, 3, n_instances=2)
+        training = toy_step.Training(model, importance_G, 50, p)
+        assert (training._loops is not None) == (known is not None and loops)
+        for f_NG in draw(10, 50, n_features, p):
+            training.step(f_NG, 0.01)
+        found.append(list(model.parameters()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+TRAINED = """
+import sys
+from saelearn import compiled, toy
+{broken}
+run = toy.train_toy(4, 2, p=0.1, n_instances=3, steps=200, batch_size=256)
+print(*run.W.flatten().tolist(), *run.loss.tolist(), "numba.core" in sys.modules)
+"""
+BROKEN = {
+    "not at all": "",
+    "not there": "sys.modules['numba'] = None",
+    "a library of its own is not there": "def loop(*_): raise OSError('no libllvm')\n"
+    "compiled.loop = loop",
+    "no place to keep": "def loop(*_): raise RuntimeError('no locator')\ncompiled.loop = loop",
+}
+
+
+def test_without_numba_toys_are_trained_as_well():
+    found = {}
+    for name, broken in BROKEN.items():
+        command = [sys.executable, "-c", TRAINED.format(broken=broken)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        *numbers, loaded = done.stdout.split()
+        assert (loaded == "True") == (name == "not at all")
+        found[name] = torch.tensor([float(number) for number in numbers])
+    for numbers in found.values():
+        torch.testing.assert_close(numbers, found["not there"], rtol=1e-2, atol=1e-3)
 
 
 def draw(n_batches: int, *args, seed: int = 0, **kwargs) -> list[Tensor]:

@@ -19,6 +19,7 @@ from saelearn import tiny, toy
 from saelearn.errors import Refusal
 from saelearn.tiny import dial
 from saelearn.tiny.console import Written
+from saelearn.toy import toy_step
 from saelearn.widgets import L1Dial, SteeringConsole, ToyDial
 from saelearn.widgets.l1_dial import table
 from saelearn.widgets.steering_console import STRENGTHS
@@ -228,7 +229,9 @@ def length(the_dial: ToyDial) -> np.ndarray:
 
 
 def test_the_sparsity_dial_retrains_where_it_stands():
+    toy_step.loops.cache_clear()
     the_dial = ToyDial()
+    assert toy_step.loops.cache_info().currsize, "loaded before a reader can move"
     dense = toy_row(the_dial)
     assert (dense["name"], dense["kept"], dense["sum"]) == ("p = 1, × 0.8", "2 of 5", "2.00")
     assert dense["crowd"] == "100.0%"

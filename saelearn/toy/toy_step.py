@@ -1,7 +1,8 @@
 """The fast step behind `toy.train_toy`: data, gradient and Adam by hand. Lesson 02.
 
 Mathematically the loop that lesson 02 builds with autograd, several times faster: rows in which
-nothing is on are counted, not computed; the products of all instances are done as one.
+nothing is on are counted, not computed. Where numba is there and few features are on at a time, a
+step is one compiled loop (`toy_loops`); else the products of all instances are done as one.
 Shapes: K instances, B batch, N rows of a batch in which something is on, G true features, D hidden
 dimensions.
 """
@@ -10,11 +11,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache, cached_property
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
+from saelearn.compiled import MISSING
+
 WIDE = 64  # features from which the plain chain rule is faster than the Gram form; measured
+# Up to so many features, and so many of them on at a time, loops are faster than products of
+# matrices; measured. At 32 on they take the same time for one instance and a batch of 64, half of
+# it else; with 128 features and 6 on 0.7 of it, with 5 features a third to a thirtieth.
+MOST_FEATURES, MOST_ON = 128, 32
+
+
+@cache
+def loops() -> ModuleType | None:
+    """The compiled loops, or None where numba is missing. Loaded by the first training."""
+    try:
+        from saelearn.toy import toy_loops
+    except MISSING:
+        return None
+    return toy_loops
 
 
 def busy_batches(
@@ -115,13 +134,53 @@ class Adam:
         self.mean, self.square = torch.zeros(2, len(self.flat))
         self.n_steps = 0
 
+    def next(self, lr: float) -> tuple[float, float]:
+        """Count a step. It moves by  -rate * mean / (sqrt(square) + 1e-8 * root): rate and root."""
+        self.n_steps += 1
+        root = math.sqrt(1 - 0.999**self.n_steps)
+        return lr * root / (1 - 0.9**self.n_steps), root
+
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], lr: float) -> None:
         """Move the parameters, in place; one gradient for each, in their order."""
-        self.n_steps += 1
+        rate, root = self.next(lr)
         g = torch.cat([gradient.flatten() for gradient in gradients])
         self.mean.lerp_(g, 0.1)
         self.square.mul_(0.999).addcmul_(g, g, value=0.001)
-        root = math.sqrt(1 - 0.999**self.n_steps)
         size = self.square.sqrt().add_(1e-8 * root)
-        self.flat.addcdiv_(self.mean, size, value=-lr * root / (1 - 0.9**self.n_steps))
+        self.flat.addcdiv_(self.mean, size, value=-rate)
+
+
+class Training:
+    """The steps of one training: they move `model`'s `W` [K, G, D] and `b` [K, G], in place.
+
+    Args:
+        importance_G, batch_size: as for `gradients`.
+        p: how often features are on, one number or [G]: decides which way is the faster one.
+    """
+
+    def __init__(
+        self, model: nn.Module, importance_G: Tensor, batch_size: int, p: float | Tensor
+    ) -> None:
+        self.model, self.importance_G, self.batch_size = model, importance_G, batch_size
+        self.adam, n_features = Adam(model), len(importance_G)
+        n_on = n_features * float(torch.as_tensor(p, dtype=torch.float32).mean())
+        few = n_features <= MOST_FEATURES and n_on <= MOST_ON
+        self._loops = loops() if few and self.adam.flat.dtype == torch.float32 else None
+
+    @torch.no_grad()
+    def step(self, f_NG: Tensor, lr: float) -> None:
+        """Learn from the rows of a batch in which something is on."""
+        if self._loops is None:
+            how = self.importance_G, self.batch_size
+            return self.adam.step(gradients(self.model.W, self.model.b, f_NG, *how), lr)
+        left_out = self.batch_size - len(f_NG)
+        self._loops.step(*self._arrays, f_NG.numpy(), left_out, *self.adam.next(lr))
+
+    @cached_property
+    def _arrays(self) -> tuple:
+        """What a compiled step changes and what it needs, as numpy's views."""
+        adam, scale = self.adam, 2 / (self.batch_size * len(self.importance_G))
+        rows = adam.flat, adam.mean, adam.square, torch.empty_like(adam.flat)
+        scale_G = (self.importance_G * scale).float()
+        return *(t.numpy() for t in (*rows, scale_G)), tuple(self.model.W.shape)
