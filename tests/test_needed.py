@@ -121,6 +121,15 @@ def test_what_was_run_early_does_not_count_where_an_answer_changes_it():
     assert split(*with_answers([*common[::-1], "mine = y"]), common)[1] == []
 
 
+def test_loops_are_known_before_children_that_cannot_keep_them_are_forked():
+    """Each would compile them anew, seconds for every hand-in."""
+    known = {}
+    for lesson in course.lessons():
+        released = points.released(artifacts.read_json(lesson), lesson.stem)
+        known[lesson.stem[:2]] = judge.imported(released)
+    assert "saelearn.toy.toy_loops" in known["02"] - known["05"]
+
+
 @posix
 def test_marks_are_the_same_where_a_lesson_is_computed_once():
     """Also of a student whose own cell binds a name of the lesson anew."""

@@ -272,6 +272,8 @@ def common(complete: dict[str, Any], released: dict[str, Any]) -> list[str]:
 def imported(released: dict[str, Any]) -> set[str]:
     """The modules that a lesson imports at the start of its lines, for a mother to know."""
     found = {f"saelearn.exercises.{checks_of(released)[0]}"}
+    if any("train_toy" in text(cell) for cell in released["cells"]):
+        found.add("saelearn.toy.toy_loops")  # each child would compile it anew: it cannot keep it
     for cell in released["cells"]:
         if cell["cell_type"] != "code" or is_check(cell):
             continue

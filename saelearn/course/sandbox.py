@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from saelearn.compiled import MISSING
 from saelearn.course import calls, confine, wire
 from saelearn.course.confine import Limits
 from saelearn.course.needed import split
@@ -205,7 +206,7 @@ def mother(control: int) -> None:
             word, *rest = message.decode().split("\n")
             if word == "import":
                 for name in rest:
-                    with contextlib.suppress(ImportError):
+                    with contextlib.suppress(*MISSING):
                         importlib.import_module(name)
                 judge.sendall(b"done")
             elif word == "share":
