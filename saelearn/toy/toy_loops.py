@@ -1,4 +1,4 @@
-"""A step of toy models in loops that numba compiles: `toy_step` in a tenth of its time.
+"""A step of toy models in loops that numba compiles: `toy_step`, three to thirty times faster.
 
 A step of toy models is small: in PyTorch nearly all of it is the start of some 25 operations. Here
 it is one call, and a feature that is off costs nothing. Row by row, all instances at once:
