@@ -43,7 +43,7 @@ def soft_threshold(a: Tensor, threshold: float | Tensor, *, nonnegative: bool = 
     check_tensor(a, "a", "...")
     if not isinstance(threshold, Tensor):
         check_range(threshold, "threshold", 0.0)
-    elif threshold.is_complex() or not _spreads(threshold, a):
+    elif threshold.is_complex() or threshold.dtype == torch.bool or not _spreads(threshold, a):
         raise Refusal(f"a threshold, or {a.shape[-1]} of them", brief(threshold))
     return _moved_to_zero(a, threshold, nonnegative)
 
