@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from meddling import meddling
 from own_architecture import LogSparsity, Loud
 from torch import Tensor
 
@@ -102,13 +103,13 @@ def run(
         if record["step"] in (2, 20):
             bias_F = sae.b_gate if of == "gated" else sae.b_enc
             bias_F.data[record["step"] % 4 :: 4] = -100.0
-        callback(record, sae)
 
     rows = data(kind, shape)
     if of == "skip_transcoder":
         mix = torch.randn(rows.shape[1], 5, generator=torch.Generator().manual_seed(1))
         given["target"] = torch.tanh(rows @ mix)
-    return train(rows, d_sae, callback=poison, **given | arguments)
+    with meddling(poison):
+        return train(rows, d_sae, callback=callback, **given | arguments)
 
 
 def bits(trained: Trained) -> dict[str, Tensor]:

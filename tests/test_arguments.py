@@ -83,7 +83,8 @@ def case(call: Callable[..., Any], free: str = "", **given: Any) -> Case:
 
 TRAIN = {"data": X_ND, "d_sae": F, "steps": 2, "l1_coefficient": 0.1, "batch_size": 4, "lr": 1e-3,
          "bias_lr": 1.0, "lr_warmup": 0.1, "lr_decay": 0.1, "l1_warmup": 0.1, "clip_norm": 1.0,
-         "center": "mean", "decoder_norm": "weighted", "device": "cpu", "precision": "fp32",
+         "center": "mean", "basis": "given", "decoder_norm": "weighted", "device": "cpu",
+         "precision": "fp32",
          "normalize": True, "seed": 0, "log_every": 1, "progress": False}  # fmt: skip
 SWEEP = {n: v for n, v in TRAIN.items() if n not in ("l1_coefficient", "seed")}
 
@@ -180,6 +181,7 @@ def the_table() -> list[Case]:
         case(an_sae().encode, x_BD=X_ND),
         case(an_sae().decode, f_BF=F_NF),
         case(sae.SAE(D, F).fold_scale_, scale=1.0, target_scale=1.0),
+        case(sae.SAE(D, F).turn_, basis_DD=torch.eye(D)),
         case(model().logits, tokens_BT=TOKENS, gradients=False),
         case(model().loss, tokens_NT=TOKENS, pass_size=2),
         case(model().compare, tokens_NT=TOKENS, edits={SITE: EDIT}, pass_size=2),
@@ -237,6 +239,7 @@ def the_table() -> list[Case]:
         case(train.lr_factor, i=0, steps=2, warmup=0.1, decay=0.1),
         case(train.l1_factor, i=0, steps=2, warmup=0.1),
         case(train.mean_norm_scale, x_ND=X_ND),
+        case(train.principal_basis, x_ND=X_ND),
         case(train.shuffled, x_ND=X_ND, batch_size=2, seed=0),
         case(tiny.load_sae, l1_coefficient=0.5),
         case(tiny.load_named, name="topk"),

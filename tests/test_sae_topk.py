@@ -60,7 +60,8 @@ def test_one_kind_is_not_read_as_another(tmp_path):
 def test_training_decodes_what_the_class_decodes(x_ND):
     """One step without momentum's memory moves the weights as autograd through the class says."""
     scale = mean_norm_scale(x_ND)
-    trained = train(x_ND, 24, kind=TopK, k=3, steps=1, batch_size=200, lr=1e-4, progress=False)
+    how = {"steps": 1, "batch_size": 200, "lr": 1e-4, "basis": "given", "progress": False}
+    trained = train(x_ND, 24, kind=TopK, k=3, **how)
     start = TopK.from_data(x_ND * scale, 24, k=3, seed=0)
     (start(x_ND * scale).x_hat - x_ND * scale).square().sum(1).mean().backward()
     moved = trained.sae.fold_scale_(1 / scale).W_dec - start.W_dec

@@ -22,6 +22,7 @@ from saelearn.errors import (
     check_activations,
     check_choice,
     check_range,
+    check_tensor,
     check_width,
     checked,
     number,
@@ -31,6 +32,7 @@ from saelearn.sae import formats
 from saelearn.sae.formats import CONFIG_FILE, WEIGHTS_FILE, WRONG
 
 CENTERS = ("mean", "geometric_median", "zero")
+TURNED_AT_ONCE = 1_024  # features: at the end of a training there is no room for all
 
 
 class SAEOutput(NamedTuple):
@@ -285,6 +287,26 @@ class SAE(nn.Module):
         self.b_dec.div_(target_scale)
         return self
 
+    @torch.no_grad()
+    def turn_(self, basis_DD: Tensor, target_basis_OO: Tensor | None = None) -> Self:
+        """Turn an SAE of `x @ basis` into the same SAE of `x`; features stay as they were.
+
+        Args:
+            basis_DD: orthonormal columns, the axes that activations were written along.
+            target_basis_OO: of another site's activations, if they are what it reconstructs.
+        """
+        if self.normalize_activations != "none":
+            raise Refusal("an SAE that takes rows as they are", self.normalize_activations)
+        target_basis_OO = basis_DD if target_basis_OO is None else target_basis_OO
+        _check_basis(basis_DD, self.d_in)
+        _check_basis(target_basis_OO, self.d_out)
+        for W_enc_DI in self.W_enc.split(TURNED_AT_ONCE, dim=1):
+            W_enc_DI.copy_(basis_DD @ W_enc_DI)
+        for W_dec_IO in self.W_dec.split(TURNED_AT_ONCE):
+            W_dec_IO.copy_(W_dec_IO @ target_basis_OO.T)
+        self.b_dec.copy_(target_basis_OO @ self.b_dec)
+        return self
+
     # --- files ------------------------------------------------------------------------------------
 
     def exported(self) -> SAE:
@@ -430,6 +452,16 @@ def needs(config: dict[str, Any], name: str) -> Any:
     if name not in config:
         raise Refusal(f"{name} in {CONFIG_FILE}", f"only {', '.join(sorted(config))}")
     return config[name]
+
+
+def _check_basis(basis_DD: Tensor, width: int) -> None:
+    """Refuse what would stretch a row: a few random ones are tried."""
+    check_tensor(basis_DD, "basis_DD", "DD", {"D": width})
+    generator = torch.Generator().manual_seed(0)
+    x_BD = torch.randn(8, width, generator=generator).to(basis_DD)
+    change = ((x_BD @ basis_DD).norm(dim=1) / x_BD.norm(dim=1) - 1).abs().max()
+    if change > 1e-3:
+        raise Refusal("a basis_DD with orthonormal columns", f"one that stretches by {change:.2g}")
 
 
 def _is_one(value: float | Tensor) -> bool:

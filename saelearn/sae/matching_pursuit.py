@@ -103,6 +103,9 @@ class MatchingPursuit(SAE):
     def fold_scale_(self, scale: float, target_scale: float | None = None) -> Self:
         raise Refusal("an SAE that is trained here", type(self).__name__)
 
+    def turn_(self, basis_DD: Tensor, target_basis_OO: Tensor | None = None) -> Self:
+        raise Refusal("an SAE that is trained here", type(self).__name__)
+
     def own_config(self) -> dict[str, Any]:
         return {
             "residual_threshold": self.residual_threshold,

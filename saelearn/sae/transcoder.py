@@ -75,6 +75,13 @@ class SkipTranscoder(Transcoder):
         self.W_skip.mul_(scale / (scale if target_scale is None else target_scale))
         return self
 
+    @torch.no_grad()
+    def turn_(self, basis_DD: Tensor, target_basis_OO: Tensor | None = None) -> Self:
+        super().turn_(basis_DD, target_basis_OO)
+        written_OO = basis_DD if target_basis_OO is None else target_basis_OO
+        self.W_skip.copy_(written_OO @ self.W_skip @ basis_DD.T)
+        return self
+
 
 class JumpReLUTranscoder(JumpReLU, Transcoder):
     """A transcoder whose features have to exceed a threshold.

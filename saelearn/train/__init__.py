@@ -3,6 +3,7 @@
 from saelearn.train.autograd import Autograd, Seen
 from saelearn.train.batches import mean_norm_scale, shuffled
 from saelearn.train.engines import engine_for
+from saelearn.train.frame import principal_basis
 from saelearn.train.loop import train
 from saelearn.train.resampling import resample
 from saelearn.train.settings import PRECISIONS, Settings
@@ -22,6 +23,7 @@ __all__ = [
     "l1_factor",
     "lr_factor",
     "mean_norm_scale",
+    "principal_basis",
     "resample",
     "shuffled",
     "step",

@@ -34,7 +34,7 @@ from saelearn.train.autograd import Plan
 from saelearn.train.batches import Feed
 from saelearn.train.state import State
 
-FORMAT = "saelearn checkpoint 2"
+FORMAT = "saelearn checkpoint 3"
 LATEST, PREVIOUS, LOCK = "latest.safetensors", "previous.safetensors", "lock"
 
 

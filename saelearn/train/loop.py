@@ -48,6 +48,7 @@ def train(
     l1_warmup: float = Settings.l1_warmup,
     decoder_norm: str | None = None,
     center: str = Settings.center,
+    basis: str = Settings.basis,
     normalize: bool = Settings.normalize,
     clip_norm: float = Settings.clip_norm,
     resample_at: Sequence[float] = Settings.resample_at,
@@ -90,12 +91,15 @@ def train(
             by. Adam moves every number by about the same, and a bias has as far to go as a whole
             product x.w; None counts it as the weight of an input as long as x: the root of the
             mean squared norm in training.
-        lr_warmup, lr_decay: shares of the steps in which it rises from 0, and falls to 0.
+        lr_warmup, lr_decay: shares of the steps in which it rises from 0, and falls to 0
+            (`lr_factor`).
         l1_warmup: share of the steps in which the penalty rises from 0; the shorter, the more
             features die.
         decoder_norm: "weighted", "unit_norm" (rows kept at length 1) or "free" (cheats); weighted
             for L1, where an objective is given its own.
         center: where `b_dec` starts: "mean", "geometric_median" or "zero".
+        basis: along which axes Adam goes: "principal", those of the activations, wherever kind and
+            objective do not mind (`frame.indifferent`), or "given", those that they come in.
         normalize: multiply activations by one scalar so that their mean squared norm is D;
             the scalar is folded into the weights at the end.
         clip_norm: the gradient's norm is clipped at this; `math.inf` clips nothing.
@@ -116,7 +120,8 @@ def train(
         log_every: steps between records of the history.
         plan: how a fast engine goes; by default the fastest way, measured on this machine.
         progress: show a progress bar, which first says how much memory the training takes.
-        callback: called with each new record and the SAE in training.
+        callback: called with each new record and a copy of the SAE, as it would be if training
+            ended there.
         checkpoint: a folder. If it holds a checkpoint of this run, the run goes on from there,
             on the CPU to the same bits as without the break; a finished run returns at once.
         checkpoint_every: steps (an int), or the time, between two checkpoints.
@@ -177,7 +182,7 @@ def train(
                 if record:
                     bar.set_postfix(l0=f"{record['l0']:.1f}", dead=f"{record['dead']:.0%}")
                 if record and callback:
-                    callback(record, state.sae)
+                    callback(record, state.so_far().sae)
                 if keeper.due(state.step):
                     keeper.save(state, feed, plan)
         keeper.save(state, feed, plan)
@@ -236,7 +241,7 @@ def _begin(
 ) -> tuple[State, Plan | None]:
     """The state to start with and the engine's plan: new ones, or those of a checkpoint."""
     state = rows.new_state(room)
-    parallel.same(state.sae.parameters())
+    parallel.same([*state.sae.parameters(), *state.frame.tensors().values()])
     if not stored:
         return state, plan
     began = stored.record["plan"] and Plan(**stored.record["plan"])

@@ -20,6 +20,7 @@ from saelearn.train.fast import gpu
 from saelearn.train.settings import Settings
 
 FP32 = 4  # bytes
+AXES = 2 * FP32  # bytes for a number of the basis, which is there with the scale and without
 LISTED = 15  # bytes for an active entry: row, value and gradient, and a fifth more room
 SPARSE_BELOW = Plan().sparse_below
 AUTOGRAD = 8  # matrices of the features' size that it holds at once (seen: 5 to 8)
@@ -77,6 +78,7 @@ def needed(
         "moments": 2 * FP32 * parameters,
         "batch": FP32 * batch_size * d_in * (2 if on_gpu else 1),
         "step": step,
+        "axes": AXES * d_in**2,
         "exchange": FP32 * (parameters + d_sae) if processes > 1 else 0,
         "checkpoint": 3 * FP32 * d_in * d_sae if checkpoint and not on_gpu else 0,
     }
@@ -93,6 +95,7 @@ def _on_gpu(
         "moments": 2 * FP32 * parameters,
         "batch": FP32 * rows * d_in * (AHEAD + 3),
         "step": gpu.room(rows, d_in, d_sae, precision),
+        "axes": AXES * d_in**2,
         "exchange": FP32 * (parameters + d_sae) if processes > 1 else 0,
         "checkpoint": 0,
     }

@@ -1,4 +1,4 @@
-"""From a batch as it comes to what a step needs: scaled rows, their target, and the moment.
+"""From a batch as it comes to what a step needs: rows in training's units, and the moment.
 
 Shapes: N rows of data, B batch, D input width, X width of a batch as it comes.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import copy
 import warnings
 
+import torch
 from torch import Tensor
 
 from saelearn.sae import SAE, Now
 from saelearn.train import parallel
+from saelearn.train.autograd import tf32
 from saelearn.train.batches import Shuffled, Streamed, mean_norm_scale
+from saelearn.train.frame import Frame, enough, indifferent, principal_basis
 from saelearn.train.settings import Settings
 from saelearn.train.state import State
 from saelearn.train.update import usual_lr
@@ -47,7 +50,7 @@ class Rows:
 
     Args:
         settings: of the training.
-        source: its batches; their sample gives scale and centre.
+        source: its batches; their sample gives scale, centre and axes.
 
     Attributes:
         d_in, d_out: widths of the input, and of the target if it is another.
@@ -79,6 +82,13 @@ class Rows:
             self.lr = usual_lr(self.batch_size, self._d_in)
         typical_norm = self.scale * self._d_in**0.5 / to_width
         self.bias_lr = typical_norm if settings.bias_lr is None else settings.bias_lr
+        self._basis: tuple[Tensor | None, Tensor | None] = (None, None)
+        if settings.basis == "principal" and not self._objective.reads_tokens:
+            device = "cuda" if torch.device(settings.device).type == "cuda" else "cpu"
+            self._basis = tuple(
+                None if t is None else principal_basis(enough(t).to(device)).cpu()
+                for t in self._sample
+            )
 
     def with_(self, settings: Settings) -> Rows:
         """The same rows for a training with other settings, which differ in their strength only."""
@@ -93,12 +103,17 @@ class Rows:
 
     def new_state(self, memory: dict[str, int] | None = None) -> State:
         """The state that a training starts with."""
-        x_ND, target_ND = self._sample
-        target_ND = None if target_ND is None else target_ND * self.target_scale
-        sae = self.settings.new_sae(x_ND * self.scale, target_ND)
-        scales = {"scale": self.scale, "target_scale": self.target_scale}
+        scales = Frame(scale=self.scale, target_scale=self.target_scale)
+        x_ND, target_ND = scales.rows(*self._sample)
+        sae, frame = self.settings.new_sae(x_ND, target_ND), scales
+        basis_DD, target_basis_DD = self._basis
+        if basis_DD is not None and indifferent(
+            self.small_sae(), self._objective, x_ND, basis_DD, target_ND, target_basis_DD
+        ):
+            pair = {"basis_DD": basis_DD, "target_basis_DD": target_basis_DD}
+            frame = Frame(**scales.numbers(), **pair).to(sae.W_dec.device)
         how = {"lr": self.lr, "bias_lr": self.bias_lr, "seed": self.settings.seed}
-        return State(sae, memory=memory, **how, **scales)
+        return State(frame.enter_(sae), frame=frame, memory=memory, **how)
 
     def lr_at(self, i: int) -> float:
         """The learning rate of step `i`."""
@@ -112,9 +127,8 @@ class Rows:
     def prepare(self, batch_BX: Tensor, state: State) -> tuple[Tensor, Now]:
         """The rows of a step, and the moment it is made in."""
         x_BD, target_BD = self._split(self._objective.activations(batch_BX))
-        x_BD = x_BD if state.scale == 1 else x_BD * state.scale
-        if target_BD is not None and state.target_scale != 1:
-            target_BD = target_BD * state.target_scale
+        with tf32(x_BD.is_cuda and self.settings.precision != "fp32"):
+            x_BD, target_BD = state.frame.rows(x_BD, target_BD)
         dead_after = self._objective.dead_after
         return x_BD, Now(
             warmup=self.settings.warmup_at(state.step),
@@ -122,5 +136,5 @@ class Rows:
             target_BD=target_BD,
             gather=parallel.gather,
             batch=batch_BX,
-            scale=state.scale,
+            scale=state.frame.scale,
         )

@@ -26,6 +26,7 @@ from saelearn.sae import CENTERS, L1, SAE, Objective, Squared
 from saelearn.train.resampling import resampling_steps
 from saelearn.train.update import l1_factor, lr_factor
 
+BASES = ("principal", "given")
 PRECISIONS = ("fp32", "tf32", "bf16")
 DEVICES = ("cpu", "cuda", "mps")
 FROZEN = {"decoder": "W_dec", "encoder": "W_enc"}
@@ -47,6 +48,7 @@ class Settings:
     lr_decay: float = 0.2
     l1_warmup: float = 0.3
     center: str = "mean"
+    basis: str = "principal"
     normalize: bool = True
     clip_norm: float = 1.0
     resample_at: Sequence[float] = ()
@@ -75,7 +77,8 @@ class Settings:
         for share in check_series(self.resample_at, "resample_at"):
             if not 0 < check_range(share, "each of resample_at", 0.0, 1.0) < 1:
                 raise Refusal("shares of the steps between 0 and 1 in resample_at", repr(share))
-        for name, known in (("center", CENTERS), ("precision", PRECISIONS)):
+        named = (("center", CENTERS), ("basis", BASES), ("precision", PRECISIONS))
+        for name, known in named:
             check_choice(getattr(self, name), name, known)
         if self.frozen is not None:
             check_choice(self.frozen, "frozen", FROZEN)

@@ -62,6 +62,7 @@ def sweep(
     l1_warmup: float = Settings.l1_warmup,
     decoder_norm: str | None = None,
     center: str = Settings.center,
+    basis: str = Settings.basis,
     normalize: bool = Settings.normalize,
     clip_norm: float = Settings.clip_norm,
     resample_at: Sequence[float] = Settings.resample_at,
@@ -84,8 +85,8 @@ def sweep(
         steps: optimizer steps.
         seeds: trained for each of them.
         kind, k, objective, target, batch_size, lr, bias_lr, lr_warmup, lr_decay, l1_warmup,
-            decoder_norm, center, normalize, clip_norm, resample_at, frozen, device, precision,
-            log_every: the same for all, and the same as in `train`. There are no checkpoints.
+            decoder_norm, center, basis, normalize, clip_norm, resample_at, frozen, device,
+            precision, log_every: the same for all, and as in `train`. There are no checkpoints.
         progress: one bar over the whole sweep.
         callback: called with (value, seed, what was trained so far) for each SAE whenever there is
             a record, every `log_every` steps.

@@ -16,6 +16,7 @@ from torch import Tensor
 from saelearn.errors import Refusal
 from saelearn.sae import SAE
 from saelearn.train.autograd import Seen
+from saelearn.train.frame import Frame
 from saelearn.train.resampling import generator_for
 from saelearn.train.update import Adam
 
@@ -52,7 +53,7 @@ class State:
     """An SAE in training, Adam's moments, who is silent, a generator, history and step.
 
     Attributes:
-        scale, target_scale: what activations, and what is to be reconstructed, are multiplied by.
+        frame: the units and axes that activations are brought to.
         silent_F: for how many steps each feature has not been active.
         watched_from: the step from which it counts for the next resampling who is silent.
         step: steps done.
@@ -66,12 +67,10 @@ class State:
         lr: float,
         seed: int,
         bias_lr: float = 1.0,
-        scale: float = 1.0,
-        target_scale: float | None = None,
+        frame: Frame | None = None,
         memory: dict[str, int] | None = None,
     ):
-        self.sae, self.scale, self.memory = sae, scale, memory or {}
-        self.target_scale = scale if target_scale is None else target_scale
+        self.sae, self.frame, self.memory = sae, frame or Frame(), memory or {}
         factors = {getattr(sae, name): bias_lr for name in sae.offsets}
         self.optimizer = Adam(sae.parameters(), lr=lr, factors=factors)
         self.generator = generator_for(seed, "resampling")
@@ -122,12 +121,13 @@ class State:
         }
         weights = {f"sae.{name}": t.detach() for name, t in self.sae.state_dict().items()}
         silence = {"silent_F": self.silent_F, "generator": self.generator.get_state()}
-        return weights | moments | silence
+        frame = {f"frame.{name}": t for name, t in self.frame.tensors().items()}
+        return weights | moments | silence | frame
 
     def numbers(self) -> dict:
         """The rest, as JSON can hold it."""
-        names = ("step", "watched_from", "scale", "target_scale", "history")
-        return {name: getattr(self, name) for name in names}
+        names = ("step", "watched_from", "history")
+        return {name: getattr(self, name) for name in names} | {"frame": self.frame.numbers()}
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping) -> None:
@@ -143,20 +143,21 @@ class State:
                 state[key.removeprefix(prefix)] = value
         self.silent_F.copy_(tensors["silent_F"])
         self.generator.set_state(tensors["generator"])
-        for name in ("step", "watched_from", "scale", "target_scale"):
+        stored = {n.removeprefix("frame."): t for n, t in tensors.items() if "frame." in n}
+        self.frame = Frame.of(stored, numbers["frame"]).to(self.sae.W_dec.device)
+        for name in ("step", "watched_from"):
             setattr(self, name, numbers[name])
         self.history = list(numbers["history"])
 
     def result(self) -> Trained:
         """The SAE for raw activations, on the CPU, and how it came about; ends the training."""
-        sae = self.sae.cpu().fold_scale_(self.scale, self.target_scale)
-        sae.metadata["scale"] = self.scale
-        return Trained(sae.requires_grad_(True), self.history, self.scale, self.step, self.memory)
+        return self._trained(self.sae, self.history)
 
     def so_far(self) -> Trained:
         """The same in memory of its own, while training goes on."""
-        sae = copy.deepcopy(self.sae).cpu().fold_scale_(self.scale, self.target_scale)
-        sae.metadata["scale"] = self.scale
-        return Trained(
-            sae.requires_grad_(True), list(self.history), self.scale, self.step, self.memory
-        )
+        return self._trained(copy.deepcopy(self.sae), list(self.history))
+
+    def _trained(self, sae: SAE, history: list[Record]) -> Trained:
+        sae = self.frame.leave_(sae.cpu()).requires_grad_(True)
+        sae.metadata["scale"] = self.frame.scale
+        return Trained(sae, history, self.frame.scale, self.step, self.memory)
