@@ -192,7 +192,7 @@ from saelearn.sae import TopK, SAE, L1, Squared
 from saelearn.toy import PlantedFeatures
 from saelearn.train import Autograd, engine_for, sweep, train
 toy = PlantedFeatures.make(48, 24, 0.05)
-how = {"steps": 300, "progress": False, "lr": 3e-3}
+how = {"steps": 300, "progress": False, "lr": 3e-3, "log_every": 10}
 done = train(toy.batches(128), 96, l1_coefficient=0.3, **how)
 assert done.history[-1]["loss"] < 0.75 * done.history[0]["loss"], done.history
 engine = engine_for(done.sae, L1(0.3))

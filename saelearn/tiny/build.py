@@ -36,9 +36,9 @@ THREADS = 1  # a sum is rounded as it is split: with two, the same seed gives an
 HELD_OUT_DOCUMENTS = 4_000
 FOURGRAM_DOCUMENTS = 200_000
 SAE_DOCUMENTS = 24_000  # 1.5 million tokens
-SAE_TRAINING = {"steps": 12_000, "batch_size": 1_024, "log_every": 250}
+SAE_TRAINING = {"steps": 24_000, "batch_size": 512, "log_every": 500}
 # TopK's dead features work on the error: without it 5 to 8 % are silent, with it none (one seed)
-REVIVING = Squared(aux_k=64, aux_coefficient=1 / 8, dead_after=100)
+REVIVING = Squared(aux_k=64, aux_coefficient=1 / 8, dead_after=200)
 # and who needs it even slower, found by trying: at `lr_for` 22, 12, 6, 4 and 5.1 % were silent
 SLOWER = {"block2_l1": 4, "block2_topk": 4, "mlp1_l1": 2, "mlp1_topk": 2, "l1_10": 1.25}
 PROBE_DOCUMENTS = 2_000

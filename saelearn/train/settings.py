@@ -41,11 +41,11 @@ class Settings:
     steps: int
     kind: Callable[..., SAE] = SAE
     k: int | None = None
-    batch_size: int = 1_024
+    batch_size: int = 512
     lr: float | None = None
     bias_lr: float | None = None
     lr_warmup: float = 0.0
-    lr_decay: float = 0.2
+    lr_decay: float = 0.4
     l1_warmup: float = 0.3
     center: str = "mean"
     basis: str = "principal"

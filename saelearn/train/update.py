@@ -172,15 +172,18 @@ def usual_lr(batch_size: int, d_in: int) -> float:
         batch_size: rows in a step, B.
         d_in: activation width, D.
     """
-    return 4e-3 * math.sqrt(batch_size / 1_024 * 128 / d_in)
+    return 4e-3 * math.sqrt(batch_size / 512 * 128 / d_in)
 
 
 @checked(i=whole(0), steps=whole(1), warmup=number(0, 1), decay=number(0, 1))
 def lr_factor(i: int, steps: int, *, warmup: float, decay: float) -> float:
-    """The learning rate at step `i` as a share of its peak: rises, stays, falls, all linearly."""
+    """The learning rate at step `i` as a share of its peak: rises in a line, stays, falls squared.
+
+    What Adam's noise leaves is as large as the last rates, so the fall ends gently.
+    """
     rise = (i + 1) / max(1, warmup * steps)
     fall = (steps - i) / max(1, decay * steps)
-    return min(1.0, rise, fall)
+    return min(1.0, rise, fall**2)
 
 
 @checked(i=whole(0), steps=whole(1), warmup=number(0, 1))
