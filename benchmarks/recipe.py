@@ -55,6 +55,7 @@ LAMBDAS = {"planted": (0.5, 2.0), "tiny": (0.5, 2.0, 6.0), "file": (2.0, 6.0)}
 LR_GRID = (1e-3, 2e-3, 4e-3, 8e-3)
 TUTORIAL = {"lr_decay": 0.2, "l1_warmup": 0.05}  # shares of the steps, as in SAELens' tutorial
 KNOBS: dict[str, Sequence] = {
+    "basis": ("principal", "given"),
     "center": ("mean", "zero", "geometric_median"),
     "lr_warmup": (0.0, 0.02, 0.1),
     "lr_decay": (0.0, 0.2, 0.5, 1.0),
@@ -328,18 +329,26 @@ class Place:
         }
 
     def reach(self) -> dict:
-        """Our losses after a part of the tokens, and the first that is as low as SAELens' best."""
+        """Our losses after a part of the tokens, with no rate chosen and with the one that is best
+        of the grid after all of them; and the first part that is as low as SAELens' best."""
+        ours = {lr: _mean(self.runs("saelearn", lr=lr), "loss") for lr in LR_GRID}
+        best = min(ours, key=ours.get)
         losses = {
-            round(share * self.size.tokens): self.runs(
-                "saelearn", tokens=round(share * self.size.tokens)
-            )
-            for share in SHARES
+            name: {
+                n: spread(self.runs("saelearn", tokens=n, **chosen))["loss"]
+                for n in (round(share * self.size.tokens) for share in SHARES)
+            }
+            for name, chosen in (("default", {}), ("best_lr", {"lr": best}))
         }
-        report: dict = {"loss_after": {n: spread(f)["loss"] for n, f in losses.items()}}
+        report: dict = {"best_lr": best, "loss_after": losses}
         if machine.version("sae-lens"):
             theirs = min(_mean(self.runs("sae_lens", lr=lr), "loss") for lr in LR_GRID)
-            enough = [n for n, found in losses.items() if _mean(found, "loss") <= theirs]
-            report |= {"sae_lens": round(theirs, 4), "tokens": min(enough, default=None)}
+            enough = {
+                name: [n for n, (loss, _) in found.items() if loss <= theirs]
+                for name, found in losses.items()
+            }
+            report["sae_lens"] = round(theirs, 4)
+            report["tokens"] = {name: min(found, default=None) for name, found in enough.items()}
         return report
 
 
