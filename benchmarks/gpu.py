@@ -376,7 +376,7 @@ def from_disk(gigabytes: float, *, steps: int = 1_200) -> dict[str, object]:
         for name, data in sources.items():
             at = {}
 
-            def watch(record: dict, sae: SAE, at: dict = at) -> None:
+            def watch(record: dict, so_far: Callable, at: dict = at) -> None:
                 torch.cuda.synchronize()
                 at[record["step"]] = time.perf_counter(), record["l0"]
 

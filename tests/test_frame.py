@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -14,17 +16,16 @@ from torch import Tensor, nn
 from saelearn import metrics
 from saelearn.errors import Refusal
 from saelearn.sae import (
-    L1,
     SAE,
     MatchingPursuit,
-    Objective,
+    Now,
     SkipTranscoder,
     Squared,
     TopK,
     Transcoder,
 )
-from saelearn.train import principal_basis, sweep, train
-from saelearn.train.frame import Frame, indifferent
+from saelearn.train import Trained, principal_basis, sweep, train
+from saelearn.train.frame import Frame
 from saelearn.train.settings import objective_of
 
 N, D, F, WRITTEN = 400, 10, 24, 6
@@ -136,22 +137,22 @@ def test_an_sae_that_looks_at_coordinates_is_not_turned() -> None:
         MatchingPursuit(D, F).turn_(basis(D))
 
 
+def test_a_basis_may_be_of_another_dtype() -> None:
+    sae = SAE(D, F).double()
+    assert sae.turn_(basis(D)).W_dec.dtype == torch.float64
+
+
 @dataclass(frozen=True)
-class ByCoordinate(Objective):
+class ByCoordinate(Squared):
     """Sum of absolute errors: along other axes it is another number."""
 
     def __call__(self, sae, x_BD, now):
-        loss, output = Squared()(sae, x_BD, now)
+        loss, output = super().__call__(sae, x_BD, now)
         return loss._replace(total=(output.x_hat - x_BD).abs().sum(1).mean()), output
-
-    def identity(self) -> dict:
-        return {"objective": "ByCoordinate"}
 
 
 class Bypassed(SAE):
     """With a weight that `turn_` does not know."""
-
-    architecture: ClassVar[str] = "test_frame.bypassed"
 
     def __init__(self, d_in: int, d_sae: int, **arguments):
         super().__init__(d_in, d_sae, **arguments)
@@ -161,48 +162,95 @@ class Bypassed(SAE):
         return self.decode(f_BF) + x_BD * self.gain_D
 
 
-class Single(SAE):
-    """That knows fp32 alone."""
+class NotNegative(SAE):
+    """Whose decoder is kept above 0, coordinate by coordinate."""
 
-    architecture: ClassVar[str] = "test_frame.single"
-
-    def activate(self, pre_BF: Tensor) -> Tensor:
-        if pre_BF.dtype != torch.float32:
-            raise RuntimeError("expected float")
-        return super().activate(pre_BF)
+    def after_step_(self, observed_P: Tensor | None) -> None:
+        self.W_dec.data.clamp_(min=0)
 
 
-def asked(kind, objective: Objective, **arguments) -> bool:
-    x_ND, target_ND = rows(), rows(width=WRITTEN, seed=5)
-    given = (
-        {"target_ND": target_ND, "target_basis_DD": basis(WRITTEN)} if "d_out" in arguments else {}
-    )
-    return indifferent(kind(D, 3, **arguments), objective, x_ND, basis(D), **given)
+class Again(TopK):
+    """That changes nothing, and says that any axes will do."""
+
+    any_axes = True
+
+
+def basis_of(**how) -> str:
+    how = {"steps": 2, "batch_size": 100, "progress": False} | how
+    if not how.keys() & {"objective", "k"}:
+        how["l1_coefficient"] = 0.1
+    return train(rows(), F, **how).basis
 
 
 @pytest.mark.parametrize("of", KINDS)
-def test_every_kind_may_be_turned(of: str) -> None:
+def test_every_kind_of_ours_is_turned(of: str) -> None:
     how = dict(KINDS[of])
+    if of == "skip_transcoder":
+        how["target"] = rows(width=WRITTEN, seed=5)
+    assert basis_of(**how) == ("given" if of == "own" else "principal")
+    assert basis_of(**how, basis="given") == "given"
+
+
+def test_whoever_changes_a_class_has_to_say_so_again() -> None:
+    assert basis_of(kind=Again, k=3) == "principal"
+    assert basis_of(kind=functools.partial(SAE, apply_b_dec_to_input=False)) == "principal"
+    for how in ({"kind": Bypassed}, {"kind": NotNegative}, {"objective": ByCoordinate()}):
+        assert basis_of(**how) == "given"
+    kept = train(rows(), F, l1_coefficient=0.1, kind=NotNegative, steps=9, progress=False).sae
+    assert kept.W_dec.min() == 0
+
+
+@pytest.mark.parametrize("of", [of for of in KINDS if of != "own"])
+def test_what_says_so_is_the_same_along_any_axes(of: str) -> None:
+    """Loss, features, reconstruction and gradients, in float64, far from the origin too."""
+    how = {"kind": SAE} | KINDS[of]
     objective = objective_of(
         **{n: how.get(n) for n in ("objective", "l1_coefficient", "decoder_norm", "k")}
     )
-    arguments = {"k": 1} if how.get("k") else {}
+    given = {"k": how["k"]} if "k" in how else {}
+    width = D
     if of == "skip_transcoder":
-        arguments["d_out"] = WRITTEN
-    assert asked(how.get("kind", SAE), objective, **arguments)
+        given["d_out"] = width = WRITTEN
+    sae = random_(how["kind"](D, F, **given)).double()
+    turned = copy.deepcopy(sae)
+    bases = [torch.linalg.qr(basis(n).double()).Q for n in (D, width)]
+    turned.turn_(*(basis_DD.T for basis_DD in bases))
+    x_ND, y_ND = rows().double() + 10, rows(width=width, seed=6).double()
+    dead_F = torch.arange(F) % 3 == 0
+    outputs = []
+    for each, x, y in ((sae, x_ND, y_ND), (turned, x_ND @ bases[0], y_ND @ bases[1])):
+        now = Now(dead_F=dead_F, target_BD=y if "d_out" in given else None)
+        loss, output = objective(each, x, now)
+        loss.total.backward()
+        outputs.append((loss.total, output.f, output.x_hat, each.W_dec.grad, each.W_enc.grad))
+    (loss, f, x_hat, to_dec, to_enc), (loss_, f_, x_hat_, to_dec_, to_enc_) = outputs
+    torch.testing.assert_close(loss_, loss)
+    torch.testing.assert_close(f_, f)
+    torch.testing.assert_close(x_hat_ @ bases[1].T, x_hat)
+    torch.testing.assert_close(to_dec_ @ bases[1].T, to_dec)
+    torch.testing.assert_close(bases[0] @ to_enc_, to_enc, rtol=1e-6, atol=1e-6)
 
 
-def test_whoever_minds_is_trained_along_the_axes_given() -> None:
-    assert asked(SAE, L1(1.0)) and asked(TopK, Squared(), k=1)
-    assert not asked(SAE, ByCoordinate())
-    assert not asked(Bypassed, L1(1.0))
-    assert not asked(Single, L1(1.0))
-    how = {"steps": 30, "batch_size": 100, "progress": False, "l1_coefficient": 0.1}
-    for kind in (Bypassed, Single):
-        by_default, given = (
-            train(rows(), F, kind=kind, **how, **more).sae for more in ({}, {"basis": "given"})
-        )
-        assert torch.equal(by_default.W_dec, given.W_dec)
+def test_axes_of_too_few_rows_are_left() -> None:
+    how = {"l1_coefficient": 0.1, "steps": 2, "batch_size": 8, "progress": False}
+    assert train(rows(2 * D - 1), F, **how).basis == "given"
+    assert train(rows(2 * D), F, **how).basis == "principal"
+    for n, expected in ((2 * D - 1, "given"), (2 * D, "principal")):
+        stream = iter([rows(n)] * 3)
+        assert train(stream, F, **how).basis == expected
+
+
+def test_many_seeds_on_one_stream_far_from_the_origin_are_as_each_alone() -> None:
+    """All of a sweep that lie side by side see the same rows: they have to be turned alike."""
+    how = {"steps": 40, "batch_size": 100, "progress": False}
+
+    def stream() -> Iterator[Tensor]:
+        return iter([10 + rows(100, 32, seed=i) for i in range(50)])
+
+    several = sweep(stream, F, [0.1, 0.3], seeds=(0, 1, 2), **how)
+    for (l1, seed), one in zip(itertools.product([0.1, 0.3], range(3)), several, strict=True):
+        alone = train(stream(), F, l1_coefficient=l1, seed=seed, **how)
+        assert torch.equal(one.sae.W_dec, alone.sae.W_dec)
 
 
 def test_a_training_is_of_raw_rows_whatever_axes_it_went_along() -> None:
@@ -225,11 +273,12 @@ def test_a_sweep_goes_along_the_same_axes() -> None:
         assert torch.equal(one.sae.W_dec, alone.sae.W_dec)
 
 
-def test_a_callback_gets_the_sae_of_raw_rows_to_itself() -> None:
+def test_a_callback_may_have_the_sae_of_raw_rows_to_itself() -> None:
     how = {"steps": 20, "batch_size": 100, "log_every": 10, "progress": False}
     seen = []
 
-    def watch(record: dict, sae: SAE) -> None:
+    def watch(record: dict, so_far: Callable[[], Trained]) -> None:
+        sae = so_far().sae
         seen.append({name: t.clone() for name, t in sae.state_dict().items()})
         sae.W_dec.data.zero_()
 
@@ -243,8 +292,3 @@ def test_a_callback_gets_the_sae_of_raw_rows_to_itself() -> None:
 def test_other_axes_are_refused(wrong: object) -> None:
     with pytest.raises(Refusal, match="basis"):
         train(rows(), F, l1_coefficient=0.1, steps=1, basis=wrong, progress=False)
-
-
-def test_a_partial_kind_is_asked_too() -> None:
-    kind = functools.partial(SAE, apply_b_dec_to_input=False)
-    assert asked(kind, L1(1.0))

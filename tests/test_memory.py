@@ -146,15 +146,15 @@ def test_training_asks_before_it_spends(monkeypatch):
 
 def test_training_says_what_it_takes_before_it_takes_it(monkeypatch, capsys):
     """In the first state of the progress bar, and in what comes back."""
-    words = memory.in_units(sum(memory.needed(8, 16, 64).values()))
+    words = memory.in_units(sum(memory.needed(8, 16, 64, turned=64).values()))
     arguments = {"steps": 3, "batch_size": 64}
     found = train(torch.randn(200, 8), 16, l1_coefficient=0.1, **arguments)
     assert f"SAE, {words} of memory:   0%" in capsys.readouterr().err
-    assert found.memory == memory.needed(8, 16, 64)
+    assert found.memory == memory.needed(8, 16, 64, turned=64)
     both = sweep(torch.randn(200, 8), 16, [0.1, 0.2], **arguments)
-    words = memory.in_units(sum(memory.needed(8, 32, 64).values()))
+    words = memory.in_units(sum(memory.needed(8, 32, 64, turned=64).values()))
     assert f"2 SAEs at once, {words} of memory:   0%" in capsys.readouterr().err
-    assert both[0].memory == memory.needed(8, 32, 64)
+    assert both[0].memory == memory.needed(8, 32, 64, turned=64)
     monkeypatch.setattr("saelearn.train.rows.Rows.new_state", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(torch.randn(200, 8), 16, l1_coefficient=0.1, **arguments)

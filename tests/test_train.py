@@ -231,7 +231,9 @@ def test_the_history_says_what_happened() -> None:
         assert record["loss"] == pytest.approx(record["reconstruction"] + 0.3 * record["sparsity"])
         assert 0 <= record["dead"] <= 1 and 0 <= record["l0"] <= F
     seen = []
-    again = quick(steps=25, callback=lambda record, sae: seen.append((record, sae.d_sae)))
+    again = quick(
+        steps=25, callback=lambda record, so_far: seen.append((record, so_far().sae.d_sae))
+    )
     assert seen == [(record, F) for record in again.history]
 
 

@@ -5,7 +5,7 @@ Arrays in, figure out; colours as `style` says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from saelearn.sae import SAE
 
 CURVES = {
     "loss": ("loss, in training units", style.RECONSTRUCTION),
@@ -114,7 +113,7 @@ class Live:
         self._handle = display(self.figure, display_id=True)
         plt.close(self.figure)  # shown once, by the handle
 
-    def __call__(self, record: Mapping[str, float], sae: SAE) -> None:
+    def __call__(self, record: Mapping[str, float], so_far: Callable) -> None:
         self.history.append(record)
         self._draw()
         if self._handle:  # None outside a notebook

@@ -97,6 +97,8 @@ class SAE(nn.Module):
 
     Attributes:
         architecture: its name in a file; naming one makes `load` find the class.
+        any_axes: whether `turn_` turns all that it has, and nothing in it looks at single
+            coordinates; each class says so for itself, or is trained along the axes given.
         feature_axis: for each parameter or buffer with an entry for each feature: along which axis.
         offsets: parameters that are as large as pre-activations, and so have further to go than a
             weight (`Settings.bias_lr`).
@@ -105,6 +107,7 @@ class SAE(nn.Module):
     """
 
     architecture: ClassVar[str] = "standard"
+    any_axes: ClassVar[bool] = True
     feature_axis: ClassVar[dict[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0}
     offsets: ClassVar[tuple[str, ...]] = ("b_enc",)
     objectives: ClassVar[tuple[str, ...]] = ()
@@ -300,6 +303,7 @@ class SAE(nn.Module):
         target_basis_OO = basis_DD if target_basis_OO is None else target_basis_OO
         _check_basis(basis_DD, self.d_in)
         _check_basis(target_basis_OO, self.d_out)
+        basis_DD, target_basis_OO = (t.to(self.W_dec) for t in (basis_DD, target_basis_OO))
         for W_enc_DI in self.W_enc.split(TURNED_AT_ONCE, dim=1):
             W_enc_DI.copy_(basis_DD @ W_enc_DI)
         for W_dec_IO in self.W_dec.split(TURNED_AT_ONCE):
@@ -458,8 +462,8 @@ def _check_basis(basis_DD: Tensor, width: int) -> None:
     """Refuse what would stretch a row: a few random ones are tried."""
     check_tensor(basis_DD, "basis_DD", "DD", {"D": width})
     generator = torch.Generator().manual_seed(0)
-    x_BD = torch.randn(8, width, generator=generator).to(basis_DD)
-    change = ((x_BD @ basis_DD).norm(dim=1) / x_BD.norm(dim=1) - 1).abs().max()
+    x_BD = torch.randn(8, width, generator=generator, dtype=torch.float64).to(basis_DD.device)
+    change = ((x_BD @ basis_DD.double()).norm(dim=1) / x_BD.norm(dim=1) - 1).abs().max()
     if change > 1e-3:
         raise Refusal("a basis_DD with orthonormal columns", f"one that stretches by {change:.2g}")
 

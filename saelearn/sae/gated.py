@@ -30,6 +30,7 @@ class Gated(SAE):
         arguments: as for `SAE`.
     """
 
+    any_axes = True
     architecture = "gated"
     feature_axis: ClassVar = {"W_enc": 1, "W_dec": 0, "b_gate": 0, "b_mag": 0, "r_mag": 0}
     offsets = ("b_gate", "b_mag")
@@ -66,6 +67,7 @@ class GatedL1(Objective):
         coefficient: lambda, in units of the activations' size.
     """
 
+    any_axes = True
     coefficient: float
     trains = (Gated,)
 

@@ -57,6 +57,7 @@ class JumpReLU(SAE):
         arguments: as for `SAE`.
     """
 
+    any_axes = True
     architecture = "jumprelu"
     feature_axis = SAE.feature_axis | {"threshold": 0}
     offsets = ("b_enc", "threshold")
@@ -120,6 +121,7 @@ class JumpL0(Objective):
         pre_act: of the last term.
     """
 
+    any_axes = True
     coefficient: float = 10.0
     target_l0: float | None = None
     sparsity: str = "step"

@@ -32,6 +32,7 @@ class Matryoshka(Squared):
         aux_k, aux_coefficient, dead_after, decoder_norm: as for `Squared`.
     """
 
+    any_axes = True
     widths: Sequence[int] = ()
 
     def __post_init__(self):

@@ -76,6 +76,9 @@ class Objective:
     """After how many silent steps a feature counts as dead; None if it does not matter."""
     trains: ClassVar[tuple[type[SAE], ...]] = (SAE,)
     """The architectures that have what it differentiates."""
+    any_axes: ClassVar[bool] = False
+    """Whether it is the same along any axes, as squares and lengths are; each class says so for
+    itself, or what it trains is trained along the axes given."""
     reads_tokens: bool = False
     """Whether batches are documents of token ids, from which it makes the activations."""
 
@@ -128,6 +131,7 @@ class L1(Objective):
         decoder_norm: "weighted", "unit_norm" or "free".
     """
 
+    any_axes = True
     coefficient: float
     decoder_norm: str = "weighted"
 
@@ -163,6 +167,7 @@ class Squared(Objective):
         decoder_norm: "free", or "unit_norm".
     """
 
+    any_axes = True
     aux_k: int = 0
     aux_coefficient: float = 1 / 32
     dead_after: int | None = 500

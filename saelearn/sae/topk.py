@@ -28,6 +28,7 @@ class TopK(SAE):
         arguments: as for `SAE`.
     """
 
+    any_axes = True
     architecture = "topk"
     accepted = SAE.accepted | {"activation_fn": ("topk", "relu")}  # of the k that are kept
 
@@ -66,6 +67,7 @@ class BatchTopK(SAE):
         threshold: what a feature has to exceed outside training; saved with a checkpoint.
     """
 
+    any_axes = True
     architecture = "batchtopk"
     average_over = 100  # steps that the running mean looks back
 

@@ -29,6 +29,7 @@ class Transcoder(SAE):
         arguments: as for `SAE`.
     """
 
+    any_axes = True
     architecture = "transcoder"
     accepted = SAE.accepted | {"apply_b_dec_to_input": (False,), "normalize_activations": ("none",)}
 
@@ -60,6 +61,7 @@ class SkipTranscoder(Transcoder):
         arguments: as for `Transcoder`.
     """
 
+    any_axes = True
     architecture = "skip_transcoder"
 
     def __init__(self, d_in: int, d_sae: int, **arguments):
@@ -94,6 +96,7 @@ class JumpReLUTranscoder(JumpReLU, Transcoder):
         arguments: as for `JumpReLU` and `Transcoder`.
     """
 
+    any_axes = True
     architecture = "jumprelu_transcoder"
     accepted = Transcoder.accepted | {"activation_fn": JumpReLU.accepted["activation_fn"]}
 
@@ -105,5 +108,6 @@ class JumpReLUSkipTranscoder(JumpReLU, SkipTranscoder):
         arguments: as for `JumpReLU` and `SkipTranscoder`.
     """
 
+    any_axes = True
     architecture = "jumprelu_skip_transcoder"
     accepted = JumpReLUTranscoder.accepted

@@ -4,7 +4,7 @@ The scale brings rows to a usual length. The axes matter to Adam alone, which di
 gradient by its own typical size: along the axes that activations come in, every number mixes
 directions in which they vary a lot with others in which they hardly vary, and one size has to do
 for both; along their principal axes each has its own (as SOAP turns the gradient: Vyas et al.,
-2024). The loss is the same along any axes, so an SAE is trained on turned activations and turned
+2024). Where the loss is the same along any axes, an SAE is trained on turned activations and turned
 back. Lesson 07.
 
 Shapes: N rows, D activation width.
@@ -13,9 +13,7 @@ Shapes: N rows, D activation width.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -23,12 +21,11 @@ import torch
 from torch import Tensor
 
 from saelearn.errors import checked
-from saelearn.sae import SAE, Now, Objective
+from saelearn.sae import SAE, Objective
 
 ROWS = 2**14  # that the axes are taken from: twenty for each of 768 dimensions
+LEAST = 2  # rows for each dimension: of fewer, most axes would be chance
 WHOLE, SMALL = 16, 2**25  # numbers; multiplications
-TRIED = 64  # rows on which a loss is asked whether it minds
-CLOSE = 1e-6  # what rounding may change of it, of float64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +65,7 @@ class Frame:
         if self.basis_DD is None:
             return sae
         pair = self.basis_DD, self.target_basis_DD
-        with steady(sae.d_sae, self.basis_DD):
+        with steady(sae.d_sae, *self.tensors().values()):
             return sae.turn_(*(t if t is None else which(t).to(sae.W_dec.device) for t in pair))
 
     def to(self, device: str | torch.device) -> Frame:
@@ -111,21 +108,34 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def steady(rows: int, basis_DD: Tensor) -> contextlib.AbstractContextManager:
+def steady(rows: int, *bases: Tensor) -> contextlib.AbstractContextManager:
     """For a product of so many rows that is to have the same bits with any number of threads.
 
     Several split what they share, and round otherwise where a part is no whole number of registers
     (seen with 3 threads and a width of 24, 4 and 100); small products they make no faster.
     """
-    width = len(basis_DD)
-    small = rows * width**2 < SMALL
-    on_one = basis_DD.device.type == "cpu" and (small or rows % WHOLE or width % WHOLE)
-    return one_thread() if on_one else contextlib.nullcontext()
+    widths = [len(basis_DD) for basis_DD in bases]
+    small = rows * max(widths) ** 2 < SMALL
+    on_one = small or any(n % WHOLE for n in (rows, *widths))
+    here = bases[0].device.type == "cpu"
+    return one_thread() if here and on_one else contextlib.nullcontext()
+
+
+def may_turn(sae: SAE, objective: Objective) -> bool:
+    """Whether both say, each for its own class, that they come to the same along any axes.
+
+    A class that changes anything of another is asked itself: it may hold weights that `turn_` does
+    not know, or look at single coordinates.
+    """
+    return all(vars(type(each)).get("any_axes", False) for each in (sae, objective))
 
 
 def enough(x_ND: Tensor) -> Tensor:
-    """Of many rows some, at equal distances."""
-    return x_ND[:: math.ceil(len(x_ND) / ROWS)]
+    """Of many rows some, drawn without a choice: at equal distances they might be of one place."""
+    if len(x_ND) <= ROWS:
+        return x_ND
+    order_N = torch.randperm(len(x_ND), generator=torch.Generator().manual_seed(0))
+    return x_ND[order_N[:ROWS].sort().values.to(x_ND.device)]
 
 
 @torch.no_grad()
@@ -137,7 +147,7 @@ def principal_basis(x_ND: Tensor) -> Tensor:
     On a CPU one thread computes them, so that the bits are the same with any number.
 
     Args:
-        x_ND: activations, on the CPU or on CUDA; of many rows some, at equal distances, are used.
+        x_ND: activations, on the CPU or on CUDA; of many rows some are used.
     """
     x_ND = enough(x_ND).detach()
     x_ND = (x_ND if x_ND.is_cuda else x_ND.cpu()).float()
@@ -147,49 +157,3 @@ def principal_basis(x_ND: Tensor) -> Tensor:
         _, basis_DD = torch.linalg.eigh((x_ND.T @ x_ND).double())
     longest_1D = basis_DD.abs().argmax(0, keepdim=True)
     return (basis_DD * basis_DD.gather(0, longest_1D).sign()).float().contiguous()
-
-
-@torch.no_grad()
-def indifferent(
-    sae: SAE,
-    objective: Objective,
-    x_ND: Tensor,
-    basis_DD: Tensor,
-    target_ND: Tensor | None = None,
-    target_basis_DD: Tensor | None = None,
-) -> bool:
-    """Whether SAE and objective come to the same along other axes: asked, not assumed.
-
-    An architecture of one's own may hold weights that `turn_` does not know, and an objective may
-    look at single coordinates; they are trained along the axes that their activations come in.
-
-    Args:
-        sae: one of the kind, which stays as it is.
-        x_ND, target_ND: some rows as in training, and what is to be reconstructed if not these.
-        basis_DD, target_basis_DD: what they would be turned by.
-    """
-    sae = copy.deepcopy(sae).cpu().double()  # an entry close to a threshold stays on its side
-    generator = torch.Generator().manual_seed(0)
-    for parameter in sae.parameters():  # none of them all zero, or it would not count
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.add_(0.1 * noise)
-    x_ND, basis_DD, target_ND, target_basis_DD = (
-        None if t is None else t.cpu().double()
-        for t in (x_ND[:TRIED], basis_DD, target_ND, target_basis_DD)
-    )
-    there_ND, written_DD = None, basis_DD
-    if target_ND is not None:
-        target_ND, written_DD = target_ND[:TRIED], target_basis_DD
-        there_ND = target_ND @ written_DD
-    try:
-        turned = copy.deepcopy(sae).turn_(basis_DD.T, written_DD.T)
-        loss, output = objective(sae, x_ND, Now(target_BD=target_ND))
-        other_loss, other = objective(turned, x_ND @ basis_DD, Now(target_BD=there_ND))
-    except (RuntimeError, TypeError):  # what knows fp32 alone cannot be asked
-        return False
-    pairs = (loss.total, other_loss.total), (output.f, other.f)
-    return all(map(_close, *zip(*pairs, (output.x_hat, other.x_hat @ written_DD.T), strict=True)))
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).norm() <= CLOSE * one.norm())

@@ -61,7 +61,7 @@ def train(
     log_every: int = Settings.log_every,
     plan: Plan | None = None,
     progress: bool = True,
-    callback: Callable[[Record, SAE], None] | None = None,
+    callback: Callable[[Record, Callable[[], Trained]], None] | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | timedelta = timedelta(minutes=1),
 ) -> Trained:
@@ -98,16 +98,18 @@ def train(
         decoder_norm: "weighted", "unit_norm" (rows kept at length 1) or "free" (cheats); weighted
             for L1, where an objective is given its own.
         center: where `b_dec` starts: "mean", "geometric_median" or "zero".
-        basis: along which axes Adam goes: "principal", those of the activations, wherever kind and
-            objective do not mind (`frame.indifferent`), or "given", those that they come in.
+        basis: along which axes Adam goes: "principal", those of the activations, if the classes of
+            kind and objective say that this changes nothing else (`any_axes`) and there are two
+            rows for each dimension to find them by (of a stream, in its first batch); or "given",
+            those that activations come in. What is returned says which it was.
         normalize: multiply activations by one scalar so that their mean squared norm is D;
             the scalar is folded into the weights at the end.
         clip_norm: the gradient's norm is clipped at this; `math.inf` clips nothing.
         resample_at: shares of the steps, between 0 and 1, at which dead features start anew
             (`resample`): those that were silent in the second half of the time since the last such
             step.
-        frozen: "decoder" or "encoder": its random directions stay as they are, which is the control
-            for what training them brings about.
+        frozen: "decoder" or "encoder": its random directions stay as they are (but for rounding,
+            since they are turned and turned back): the control for what training them brings about.
         seed: of the initial weights, of the shuffling, and of a stream of its own for the
             resampling: same seed, same result.
         metadata: what the SAE is to remember, as JSON can hold it: `acts.about` of what
@@ -120,8 +122,8 @@ def train(
         log_every: steps between records of the history.
         plan: how a fast engine goes; by default the fastest way, measured on this machine.
         progress: show a progress bar, which first says how much memory the training takes.
-        callback: called with each new record and a copy of the SAE, as it would be if training
-            ended there.
+        callback: called with each new record and a function, which gives what was trained so far
+            in memory of its own on the CPU: one more set of weights, if it is called.
         checkpoint: a folder. If it holds a checkpoint of this run, the run goes on from there,
             on the CPU to the same bits as without the break; a finished run returns at once.
         checkpoint_every: steps (an int), or the time, between two checkpoints.
@@ -146,7 +148,7 @@ def train(
     quiet = not progress or parallel.rank() > 0
     with contextlib.ExitStack() as stack:
         keeper, stored = _open(checkpoint, checkpoint_every, settings, source, stack)
-        rows = Rows(settings, source)
+        rows = Rows(settings, source, turned=not stored)
         room = _room(settings, rows, checkpoint=checkpoint is not None)
         bar = tqdm(total=steps, initial=stored.record["step"] if stored else 0, unit="step",
                    desc=memory.title("SAE", room), mininterval=0.5, disable=quiet)  # fmt: skip
@@ -182,7 +184,7 @@ def train(
                 if record:
                     bar.set_postfix(l0=f"{record['l0']:.1f}", dead=f"{record['dead']:.0%}")
                 if record and callback:
-                    callback(record, state.so_far().sae)
+                    callback(record, state.so_far)
                 if keeper.due(state.step):
                     keeper.save(state, feed, plan)
         keeper.save(state, feed, plan)

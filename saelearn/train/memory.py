@@ -17,10 +17,10 @@ from saelearn.train.autograd import Autograd, Plan
 from saelearn.train.batches import AHEAD
 from saelearn.train.engines import engine_for
 from saelearn.train.fast import gpu
+from saelearn.train.frame import may_turn
 from saelearn.train.settings import Settings
 
 FP32 = 4  # bytes
-AXES = 2 * FP32  # bytes for a number of the basis, which is there with the scale and without
 LISTED = 15  # bytes for an active entry: row, value and gradient, and a fifth more room
 SPARSE_BELOW = Plan().sparse_below
 AUTOGRAD = 8  # matrices of the features' size that it holds at once (seen: 5 to 8)
@@ -37,6 +37,7 @@ def needed(
     sparse_below: float = SPARSE_BELOW,
     checkpoint: bool = False,
     parameters: tuple[int, int] | None = None,
+    turned: int = 0,
     autograd: bool = False,
 ) -> dict[str, int]:
     """Bytes that training one SAE takes on a device, by what they are for; without the data.
@@ -56,6 +57,7 @@ def needed(
         checkpoint: whether some are written: the encoder and its moments are turned for it.
         parameters: how many belong to each feature, and how many to none; of the standard SAE if
             not given.
+        turned: how many numbers the bases have that activations are turned to.
         autograd: the step goes by automatic differentiation, which keeps what it computes.
     """
     each, rest = parameters or (2 * d_in + 1, d_in)
@@ -64,7 +66,9 @@ def needed(
     on_gpu = torch.device(device).type != "cpu"
     step = FP32 * (rows * (3 * d_sae + 4 * d_in) + 2 * d_in * d_sae)
     if torch.device(device).type == "cuda" and not autograd and gpu.available():
-        return _on_gpu(d_in, d_sae, batch_size, rows, parameters, precision, processes)
+        step = gpu.room(rows, d_in, d_sae, precision)
+        ahead = FP32 * rows * d_in * (AHEAD + 3)  # those that travel are in fp32 at most
+        return _parts(parameters, ahead, step, turned, processes, d_sae)
     if autograd:
         step += FP32 * rows * (AUTOGRAD - 3) * d_sae
     if precision == "bf16":
@@ -72,30 +76,22 @@ def needed(
     elif not on_gpu and not autograd:
         lists = int(LISTED * sparse_below * rows * d_sae)
         step = max(step, FP32 * rows * (2 * d_sae + 4 * d_in) + lists)
+    batch = FP32 * batch_size * d_in * (2 if on_gpu else 1)
+    kept = 3 * FP32 * d_in * d_sae if checkpoint and not on_gpu else 0
+    return _parts(parameters, batch, step, turned, processes, d_sae) | {"checkpoint": kept}
+
+
+def _parts(
+    parameters: int, batch: int, step: int, turned: int, processes: int, d_sae: int
+) -> dict[str, int]:
+    """What `needed` gives; a basis is there with the scale in it and without."""
     return {
         "weights": FP32 * parameters,
         "gradients": FP32 * parameters,
         "moments": 2 * FP32 * parameters,
-        "batch": FP32 * batch_size * d_in * (2 if on_gpu else 1),
+        "batch": batch,
         "step": step,
-        "axes": AXES * d_in**2,
-        "exchange": FP32 * (parameters + d_sae) if processes > 1 else 0,
-        "checkpoint": 3 * FP32 * d_in * d_sae if checkpoint and not on_gpu else 0,
-    }
-
-
-def _on_gpu(
-    d_in: int, d_sae: int, batch_size: int, rows: int, parameters: int, precision: str,
-    processes: int,
-) -> dict[str, int]:  # fmt: skip
-    """`needed` where Triton's kernels run; the batches that travel ahead are in fp32 at most."""
-    return {
-        "weights": FP32 * parameters,
-        "gradients": FP32 * parameters,
-        "moments": 2 * FP32 * parameters,
-        "batch": FP32 * rows * d_in * (AHEAD + 3),
-        "step": gpu.room(rows, d_in, d_sae, precision),
-        "axes": AXES * d_in**2,
+        "axes": 2 * FP32 * turned,
         "exchange": FP32 * (parameters + d_sae) if processes > 1 else 0,
         "checkpoint": 0,
     }
@@ -111,8 +107,15 @@ def of_kind(sae: SAE, settings: Settings) -> dict[str, Any]:
     each = sum(p.numel() for n, p in sae.named_parameters() if n in sae.feature_axis) // sae.d_sae
     rest = sum(p.numel() for n, p in sae.named_parameters() if n not in sae.feature_axis)
     how = {"device": settings.device, "precision": settings.precision}
+    turned = 0
+    if settings.basis == "principal" and may_turn(sae, settings.objective):
+        turned = sum(width**2 for width in {sae.d_in, sae.d_out})
     engine = engine_for(sae, settings.objective, plan=Plan(), **how)
-    return how | {"parameters": (each, rest), "autograd": isinstance(engine, Autograd)}
+    return how | {
+        "parameters": (each, rest),
+        "turned": turned,
+        "autograd": isinstance(engine, Autograd),
+    }
 
 
 def free(device: str = "cpu") -> int | None:
@@ -151,6 +154,7 @@ def check(
     checkpoint: bool = False,
     neighbours: int = 1,
     parameters: tuple[int, int] | None = None,
+    turned: int = 0,
     autograd: bool = False,
 ) -> dict[str, int]:
     """`needed`, if there is room for it.
@@ -163,7 +167,7 @@ def check(
     """
     more = {"device": device, "precision": precision, "processes": processes}
     more |= {"sparse_below": sparse_below, "checkpoint": checkpoint}
-    more |= {"parameters": parameters, "autograd": autograd}
+    more |= {"parameters": parameters, "turned": turned, "autograd": autograd}
     parts, room = needed(d_in, d_sae, batch_size, **more), free(device)
     total = neighbours * sum(parts.values())
     if room is None or total <= room:

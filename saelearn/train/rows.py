@@ -15,7 +15,7 @@ from saelearn.sae import SAE, Now
 from saelearn.train import parallel
 from saelearn.train.autograd import tf32
 from saelearn.train.batches import Shuffled, Streamed, mean_norm_scale
-from saelearn.train.frame import Frame, enough, indifferent, principal_basis
+from saelearn.train.frame import LEAST, Frame, enough, may_turn, principal_basis
 from saelearn.train.settings import Settings
 from saelearn.train.state import State
 from saelearn.train.update import usual_lr
@@ -51,6 +51,7 @@ class Rows:
     Args:
         settings: of the training.
         source: its batches; their sample gives scale, centre and axes.
+        turned: whether the axes are to be found; a checkpoint has its own.
 
     Attributes:
         d_in, d_out: widths of the input, and of the target if it is another.
@@ -59,7 +60,7 @@ class Rows:
         bias_lr: how many times the learning rate offsets move by.
     """
 
-    def __init__(self, settings: Settings, source: Shuffled | Streamed):
+    def __init__(self, settings: Settings, source: Shuffled | Streamed, *, turned: bool = True):
         self.settings, self._objective = settings, settings.objective
         sample_NX, self.batch_size = source.sample_ND, source.size
         self._d_in = source.d_in
@@ -82,13 +83,22 @@ class Rows:
             self.lr = usual_lr(self.batch_size, self._d_in)
         typical_norm = self.scale * self._d_in**0.5 / to_width
         self.bias_lr = typical_norm if settings.bias_lr is None else settings.bias_lr
-        self._basis: tuple[Tensor | None, Tensor | None] = (None, None)
-        if settings.basis == "principal" and not self._objective.reads_tokens:
-            device = "cuda" if torch.device(settings.device).type == "cuda" else "cpu"
-            self._basis = tuple(
-                None if t is None else principal_basis(enough(t).to(device)).cpu()
-                for t in self._sample
-            )
+        self._bases = self._found() if turned else {}
+
+    def _found(self) -> dict[str, Tensor]:
+        """The bases of a `Frame`, if the training may be turned to them."""
+        sae, widest = self.small_sae(), max(self.d_in, self.d_out or 0)
+        few = len(self._sample[0]) < LEAST * widest
+        if self.settings.basis == "given" or few or not may_turn(sae, self._objective):
+            return {}
+        on_gpu = torch.device(self.settings.device).type == "cuda"
+        device = self.settings.device if on_gpu else "cpu"
+        named = zip(("basis_DD", "target_basis_DD"), self._sample, strict=True)
+        return {
+            name: principal_basis(enough(t).to(device)).to(self.settings.device)
+            for name, t in named
+            if t is not None
+        }
 
     def with_(self, settings: Settings) -> Rows:
         """The same rows for a training with other settings, which differ in their strength only."""
@@ -103,15 +113,9 @@ class Rows:
 
     def new_state(self, memory: dict[str, int] | None = None) -> State:
         """The state that a training starts with."""
-        scales = Frame(scale=self.scale, target_scale=self.target_scale)
-        x_ND, target_ND = scales.rows(*self._sample)
-        sae, frame = self.settings.new_sae(x_ND, target_ND), scales
-        basis_DD, target_basis_DD = self._basis
-        if basis_DD is not None and indifferent(
-            self.small_sae(), self._objective, x_ND, basis_DD, target_ND, target_basis_DD
-        ):
-            pair = {"basis_DD": basis_DD, "target_basis_DD": target_basis_DD}
-            frame = Frame(**scales.numbers(), **pair).to(sae.W_dec.device)
+        scales = {"scale": self.scale, "target_scale": self.target_scale}
+        sae = self.settings.new_sae(*Frame(**scales).rows(*self._sample))
+        frame = Frame(**scales, **self._bases)
         how = {"lr": self.lr, "bias_lr": self.bias_lr, "seed": self.settings.seed}
         return State(frame.enter_(sae), frame=frame, memory=memory, **how)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saelearn.errors import Refusal
 from saelearn.sae import SAE
@@ -36,6 +36,7 @@ class Trained:
         steps: how many steps were done; fewer than asked for if it was interrupted.
         memory: bytes that it took, as they were counted beforehand, by what they were for
             (`memory.needed`); of a sweep, what all its SAEs took together.
+        basis: along which axes it went, "principal" or "given".
     """
 
     sae: SAE
@@ -43,6 +44,7 @@ class Trained:
     scale: float = 1.0
     steps: int = 0
     memory: dict[str, int] = field(default_factory=dict)
+    basis: str = "given"
 
     def column(self, name: str) -> list[float]:
         """One quantity over time."""
@@ -143,7 +145,7 @@ class State:
                 state[key.removeprefix(prefix)] = value
         self.silent_F.copy_(tensors["silent_F"])
         self.generator.set_state(tensors["generator"])
-        stored = {n.removeprefix("frame."): t for n, t in tensors.items() if "frame." in n}
+        stored = {n.removeprefix("frame."): t for n, t in tensors.items() if n.startswith("frame.")}
         self.frame = Frame.of(stored, numbers["frame"]).to(self.sae.W_dec.device)
         for name in ("step", "watched_from"):
             setattr(self, name, numbers[name])
@@ -155,9 +157,19 @@ class State:
 
     def so_far(self) -> Trained:
         """The same in memory of its own, while training goes on."""
-        return self._trained(copy.deepcopy(self.sae), list(self.history))
+        copies = {id(t): _copied(t) for t in (*self.sae.parameters(), *self.sae.buffers())}
+        return self._trained(copy.deepcopy(self.sae, copies), list(self.history))
 
     def _trained(self, sae: SAE, history: list[Record]) -> Trained:
         sae = self.frame.leave_(sae.cpu()).requires_grad_(True)
         sae.metadata["scale"] = self.frame.scale
-        return Trained(sae, history, self.frame.scale, self.step, self.memory)
+        basis = "principal" if self.frame.tensors() else "given"
+        return Trained(sae, history, self.frame.scale, self.step, self.memory, basis)
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """On the CPU, in memory of its own, and laid out as it is."""
+    copied = tensor.detach().to("cpu", copy=True)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(copied, requires_grad=tensor.requires_grad)
+    return copied
