@@ -5,8 +5,9 @@
 
 From the same start (`b_dec` at the mean), on the same batches in the same order, at the same
 learning rate and for as many steps, all else as each tool does by default; `sae_lens_scheduled` is
-SAELens with our warm-up and decay of learning rate and penalty. Data are scaled beforehand to a
-mean squared norm of D. Measured on held-out rows, with the SAE as each tool would save it.
+SAELens with our warm-ups and a rate that falls as long as ours, though in a line. Data are scaled
+beforehand to a mean squared norm of D. Measured on held-out rows, with the SAE as each tool would
+save it.
 
 Errors are compared at equal L0: k decides it, or two strengths lie on both sides of it and what is
 measured is interpolated in log L0 (a seed for which they do not is left out, and `seeds` says so).

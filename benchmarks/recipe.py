@@ -13,12 +13,14 @@ Three questions, each with as many tokens for all:
 - `grid`: how good is the best learning rate of a grid, ours and SAELens', and how near to it is
   what we do if nobody chooses a rate?
 - `knobs`: what does each knob do, the others left as they are?
-- `reach`: after how many tokens are we where SAELens' best of the grid is after all of them?
+- `reach`: after how many tokens are we where SAELens' best of the grid is after all of them, with
+  no rate chosen; and where are we after two thirds of them, with the best rate?
 
 Each finished run is a line in `--records`, and a study that was stopped goes on from there; a line
-is used again only for the same settings. SAELens runs where it is installed. With `--part 1/8` to
-`--part 8/8`, eight processes make an eighth of the runs each, into records of their own, which one
-more call without it puts together (`--records` can be given several times; the first is written).
+is used again only for the same settings and, of ours, the same defaults. SAELens runs where it is
+installed. With `--part 1/8` to `--part 8/8`, eight processes make an eighth of the runs each, into
+records of their own, which one more call without it puts together (`--records` can be given several
+times; the first is written).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -48,7 +50,7 @@ from saelearn import artifacts, corpus, metrics, tiny
 from saelearn.activations import collect
 from saelearn.sae import SAE, l1_loss
 from saelearn.toy import PlantedFeatures
-from saelearn.train import mean_norm_scale, shuffled, train
+from saelearn.train import Settings, lr_factor, mean_norm_scale, shuffled, train, usual_lr
 
 WIDTHS = (2, 8)  # features for each dimension
 LAMBDAS = {"planted": (0.5, 2.0), "tiny": (0.5, 2.0, 6.0), "file": (2.0, 6.0)}
@@ -58,8 +60,8 @@ KNOBS: dict[str, Sequence] = {
     "basis": ("principal", "given"),
     "center": ("mean", "zero", "geometric_median"),
     "lr_warmup": (0.0, 0.02, 0.1),
-    "lr_decay": (0.0, 0.2, 0.5, 1.0),
-    "l1_warmup": (0.0, 0.05, 0.2, 0.5),
+    "lr_decay": (0.0, 0.2, 0.4, 0.7, 1.0),
+    "l1_warmup": (0.0, 0.05, 0.15, 0.3, 0.5),
     "clip_norm": (0.1, 1.0, 10.0, 1e9),
     "batch_size": (256, 512, 1_024, 2_048),
     "decoder_norm": ("weighted", "unit_norm"),
@@ -255,7 +257,8 @@ class Records:
 
     def get(self, run: Run, data: Data) -> dict[str, float]:
         """The figures of a run, measured now unless they are known."""
-        key = f"{run.key()} {_rows_name(data)}{self._where}"
+        recipe = _recipe() if run.who == "saelearn" else ""
+        key = f"{run.key()} {_rows_name(data)}{self._where}{recipe}"
         if key not in self._found:
             started = time.perf_counter()
             sae = TRAINERS[run.who](run, data, self._device)
@@ -280,6 +283,15 @@ class Wishes(Records):
         """Figures that mean nothing."""
         self.runs[run] = data
         return {"loss": 0.0}
+
+
+@functools.cache
+def _recipe() -> str:
+    """What our defaults are: figures of others are no figures of these."""
+    defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
+    shares = [lr_factor(i, 9, warmup=0.0, decay=1.0) for i in (2, 5)]
+    named = repr((defaults, usual_lr(_default_batch(), 128), shares))
+    return " " + hashlib.sha256(named.encode()).hexdigest()[:8]
 
 
 def _rows_name(data: Data) -> str:
@@ -329,26 +341,19 @@ class Place:
         }
 
     def reach(self) -> dict:
-        """Our losses after a part of the tokens, with no rate chosen and with the one that is best
-        of the grid after all of them; and the first part that is as low as SAELens' best."""
-        ours = {lr: _mean(self.runs("saelearn", lr=lr), "loss") for lr in LR_GRID}
-        best = min(ours, key=ours.get)
-        losses = {
-            name: {
-                n: spread(self.runs("saelearn", tokens=n, **chosen))["loss"]
-                for n in (round(share * self.size.tokens) for share in SHARES)
-            }
-            for name, chosen in (("default", {}), ("best_lr", {"lr": best}))
-        }
-        report: dict = {"best_lr": best, "loss_after": losses}
+        """Our losses after a part of the tokens with no rate chosen, and the first part that is as
+        low as SAELens' best; and after two thirds of them, with the best rate of the grid."""
+        losses, two_thirds = {}, round(2 / 3 * self.size.tokens)
+        for n in (round(share * self.size.tokens) for share in SHARES):
+            losses[n] = spread(self.runs("saelearn", tokens=n))["loss"]
+        tried = {lr: self.runs("saelearn", tokens=two_thirds, lr=lr) for lr in LR_GRID}
+        best = min(tried, key=lambda lr: _mean(tried[lr], "loss"))
+        chosen = {"best_lr": best, "loss": spread(tried[best])["loss"]}
+        report: dict = {"loss_after": losses, "two_thirds": chosen}
         if machine.version("sae-lens"):
             theirs = min(_mean(self.runs("sae_lens", lr=lr), "loss") for lr in LR_GRID)
-            enough = {
-                name: [n for n, (loss, _) in found.items() if loss <= theirs]
-                for name, found in losses.items()
-            }
-            report["sae_lens"] = round(theirs, 4)
-            report["tokens"] = {name: min(found, default=None) for name, found in enough.items()}
+            enough = [n for n, (loss, _) in losses.items() if loss <= theirs]
+            report |= {"sae_lens": round(theirs, 4), "tokens": min(enough, default=None)}
         return report
 
 

@@ -108,10 +108,8 @@ def test_the_study_of_a_file_prints_one_object(tmp_path, capsys, monkeypatch):
     assert losses[best] == min(losses.values())
     assert set(result["knobs"]["center"]) == {'"mean"', '"zero"', '"geometric_median"'}
     reach = result["reach"]
-    assert f"{reach['best_lr']:g}" == best
-    assert {len(found) for found in reach["loss_after"].values()} == {len(recipe.SHARES)}
-    (after_all, _) = reach["loss_after"]["best_lr"][result["tokens"]]
-    assert after_all == losses[best]
+    assert len(reach["loss_after"]) == len(recipe.SHARES)
+    assert reach["two_thirds"]["best_lr"] in recipe.LR_GRID and reach["two_thirds"]["loss"][0] > 0
 
 
 def test_sae_lens_trains_on_the_same_rows_in_the_same_units(data):
