@@ -154,7 +154,8 @@ def choose_writer(
     """The row whose push brings a thing in and leaves the text well formed.
 
     Two rounds: the rows that raise the thing's first word most where it could come, then for
-    each of those the texts it writes, by rate of mentions times validity.
+    each of those the texts it writes, by the share that names the thing in the first of its
+    languages, which readers of the course read, times validity.
 
     Args:
         row_FD: the candidates, such as the decoder rows of an SAE.
@@ -170,14 +171,19 @@ def choose_writer(
     def score(row: int) -> float:
         direction_D, start_T = row_FD[row], tokens_NT[0, :1]
         texts_NT = _texts(lm, direction_D, 1.0, start_T, unit=unit, n=32, seed=0)
-        return shipped.mention_rate(texts_NT, name) * shipped.validity(texts_NT)
+        return float(_holds(texts_NT, phrase).any(1).double().mean()) * shipped.validity(texts_NT)
 
     return max(effects_PF.mean(0).topk(shortlist).indices.tolist(), key=score)
 
 
+def _holds(tokens_NT: Tensor, phrase: Sequence[int]) -> Tensor:
+    """Where a phrase begins, true or false."""
+    return (tokens_NT.unfold(1, len(phrase), 1) == torch.tensor(phrase)).all(-1)
+
+
 def _places_before(tokens_NT: Tensor, phrase: Sequence[int], most: int = 2) -> list[Tensor]:
     """Short openings of texts that go on with these words, no two of one length."""
-    here_NT = (tokens_NT.unfold(1, len(phrase), 1) == torch.tensor(phrase)).all(-1)
+    here_NT = _holds(tokens_NT, phrase)
     rows = here_NT.any(1).nonzero()[:, 0].tolist()
     at = {int(here_NT[row].int().argmax()): row for row in reversed(rows)}
     found = [tokens_NT[at[t], :t] for t in sorted(at) if t > 1][:most]
