@@ -121,7 +121,9 @@ def seeds(
                           fontsize=9, transform=axis.get_yaxis_transform())  # fmt: skip
         axis.set(xlabel=title, yticks=range(len(names)), yticklabels=names)
         low, high = axis.get_xlim()
-        if not close:
+        if close:
+            axis.locator_params(axis="x", nbins=5)  # long numbers
+        else:
             axis.set_xlim(min(0.0, low), 1.02 if high > 0.3 else high)
     axes[0].invert_yaxis()
     return figure
