@@ -20,7 +20,7 @@ from saelearn.errors import Refusal
 from saelearn.lm import LM, OURS
 from saelearn.sae import SAE, Squared, TopK, load
 from saelearn.tiny import shipped
-from saelearn.train import train, usual_lr
+from saelearn.train import train
 
 D_SAE, K, SEEDS = 512, 12, (0, 1, 2)
 DOCUMENTS, HELD_OUT = 12_000, 400
@@ -81,7 +81,7 @@ def make(kind: str, x_ND: Tensor, *, seed: int = 0, steps: int = STEPS) -> SAE:
     return train(
         x_ND, D_SAE, kind=TopK, k=K, steps=steps, batch_size=BATCH_SIZE, log_every=250, seed=seed,
         objective=Squared(aux_k=64, aux_coefficient=1 / 8, dead_after=100),
-        lr=usual_lr(BATCH_SIZE, x_ND.shape[1]) / 2, frozen=_frozen(kind), progress=False,
+        frozen=_frozen(kind), progress=False,
     ).sae  # fmt: skip
 
 
