@@ -173,6 +173,10 @@ def test_losses_are_those_of_their_equations():
         (JumpL0(0.4, pre_act=0.1), 0.4 * l0 + 0.1 * (below * lengths).sum(1).mean()),
     ):
         assert objective(sae, x_BD)[0].total.item() == pytest.approx(base + price, rel=1e-5)
+    for rate, share in ((1.0, 0.1), (0.5, 0.2), (0.1, 1.0), (0.01, 1.0)):
+        loss, _ = JumpL0(2.0, target_l0=3.0)(sae, x_BD, Now(warmup=0.5, rate=rate))
+        price = share * 0.5 * 4 / 3 * (l0 - 3) ** 2
+        assert loss.total.item() == pytest.approx(base + price, rel=1e-5)
 
     sae = filled(BatchTopK(D, F, k=4))
     loss, output = Matryoshka(widths=(3, 9))(sae, x_BD)
@@ -594,9 +598,25 @@ def test_planted_features_are_found(how):
     toy = PlantedFeatures.make(24, 16, 0.06)
     trained = train(toy.batches(512), 48, progress=False, **{"steps": 1_500, "lr": 1e-2} | how)
     found = metrics.recovery(trained.sae.W_dec, toy.directions_GD)
-    assert found.n_recovered >= 20  # of 24; 20 to 24 over three seeds
+    has_target = getattr(how.get("objective"), "target_l0", None) is not None
+    # of 24; with a target 18 to 22 over nine seeds, the others 20 to 24 over three
+    assert found.n_recovered >= (18 if has_target else 20)
     x_ND = toy.sample(4_000, generator=torch.Generator().manual_seed(9))[0]
     assert metrics.explained_variance(x_ND, trained.sae(x_ND).x_hat) > 0.85
+
+
+def test_a_target_is_held_gently_until_the_rate_falls(monkeypatch):
+    """And a warm-up of the rate, when it is low as well, does not make the hold firm."""
+    seen, usual = [], JumpL0.__call__
+
+    def noted(self, sae, x_BD, now=AT_FULL):
+        seen.append(now.rate)
+        return usual(self, sae, x_BD, now)
+
+    monkeypatch.setattr(JumpL0, "__call__", noted)
+    how = {"kind": JumpReLU, "objective": JumpL0(target_l0=1.5), "steps": 20, "progress": False}
+    train(X, F, **how, lr_warmup=0.5, lr_decay=0.5)
+    assert seen[-20:] == [1.0] * 11 + [((20 - i) / 10) ** 2 for i in range(11, 20)]
 
 
 def test_a_target_l0_is_reached():

@@ -15,6 +15,8 @@ from saelearn.sae.base import SAE, SAEOutput
 from saelearn.sae.objectives import AT_FULL, Loss, Now, Objective, squared_error
 
 BANDWIDTH = 0.05
+GENTLY = 0.1
+"""Share of its firmness with which a target for L0 is held until the learning rate falls."""
 
 
 class _Jump(torch.autograd.Function):
@@ -111,7 +113,10 @@ class JumpL0(Objective):
 
     The last term pulls pre-activations of features that fall silent back up to their threshold.
     With a target the coefficient says how firmly it is held: L0 ends above it by a share of
-    m / (4 coefficient), m being what one more active feature would take off the error.
+    m / (4 coefficient), m being what one more active feature would take off the error. It is held
+    with a tenth of that until the learning rate has fallen to a tenth: batches differ in their L0,
+    and a firm hold answers each by moving all thresholds up or down, so that none finds its own
+    and many features die (`benchmarks.frontier`, 512 features: a fifth).
 
     Args:
         coefficient: of the penalty, in units of the activations' squared size.
@@ -159,7 +164,8 @@ class JumpL0(Objective):
         price = terms["sparsity"]
         if self.target_l0 is not None:
             over = _whole_mean(price, len(x_BD), now) - self.target_l0
-            price = 2 / self.target_l0 * over.square()
+            firmness = min(1.0, GENTLY / now.rate) if now.rate else 1.0
+            price = firmness * 2 / self.target_l0 * over.square()
         total = terms["reconstruction"] + self.coefficient * now.warmup * price
         if self.pre_act:
             below_BF = torch.relu(sae.threshold - pre_BF) * length_F

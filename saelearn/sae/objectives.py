@@ -48,6 +48,7 @@ class Now(NamedTuple):
 
     Attributes:
         warmup: share of its final strength that a penalty has by now, 0 to 1.
+        rate: share of the learning rate that its fall has left by now, 1 until it begins to fall.
         dead_F: features that have not been active for long; None if nobody counts.
         target_BD: what is to be reconstructed, if it is not the input.
         gather: the rows that all processes hold of something, one after the other.
@@ -56,6 +57,7 @@ class Now(NamedTuple):
     """
 
     warmup: float = 1.0
+    rate: float = 0.0
     dead_F: Tensor | None = None
     target_BD: Tensor | None = None
     gather: Callable[[Tensor], Tensor] = _alone
@@ -64,7 +66,7 @@ class Now(NamedTuple):
 
 
 AT_FULL = Now()
-"""Any moment after the warm-up."""
+"""When training is over: penalties at their final strength, a rate of 0."""
 
 
 class Objective:

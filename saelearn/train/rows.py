@@ -136,6 +136,7 @@ class Rows:
         dead_after = self._objective.dead_after
         return x_BD, Now(
             warmup=self.settings.warmup_at(state.step),
+            rate=self.settings.fall_at(state.step),
             dead_F=None if dead_after is None else state.dead(dead_after),
             target_BD=target_BD,
             gather=parallel.gather,

@@ -138,6 +138,10 @@ class Settings:
         """The share of its peak that the learning rate has in step `i`."""
         return lr_factor(i, self.steps, warmup=self.lr_warmup, decay=self.lr_decay)
 
+    def fall_at(self, i: int) -> float:
+        """The share that the rate's fall has left of it in step `i`, whatever its warm-up."""
+        return lr_factor(i, self.steps, warmup=0.0, decay=self.lr_decay)
+
     def warmup_at(self, i: int) -> float:
         """The share of its final strength that a penalty has in step `i`."""
         return l1_factor(i, self.steps, warmup=self.l1_warmup)
