@@ -70,9 +70,12 @@ def frontiers(
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.yaxis.set_minor_locator(NullLocator())
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    if len(names) == 1:  # there is nothing to tell apart
+        return figure
     free = axes.flat[-1] if len(curves) < axes.size else None
     place = {"loc": "center"} if free else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
-    (free or axes.flat[-1]).legend(*axes[0, 0].get_legend_handles_labels(), **place, fontsize=10)
+    (free or axes.flat[-1]).legend(handles, names, **place, fontsize=10)
     return figure
 
 

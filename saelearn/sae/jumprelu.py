@@ -114,9 +114,9 @@ class JumpL0(Objective):
     The last term pulls pre-activations of features that fall silent back up to their threshold.
     With a target the coefficient says how firmly it is held: L0 ends above it by a share of
     m / (4 coefficient), m being what one more active feature would take off the error. It is held
-    with a tenth of that until the learning rate has fallen to a tenth: batches differ in their L0,
-    and a firm hold answers each by moving all thresholds up or down, so that none finds its own
-    and many features die (`benchmarks.frontier`, 512 features: a fifth).
+    with a tenth of that until the learning rate has fallen to a tenth (at a constant rate: to the
+    end): batches differ in their L0, and a firm hold answers each by moving all thresholds up or
+    down, so that none finds its own and many features die (benchmarks/README.md, *architectures*).
 
     Args:
         coefficient: of the penalty, in units of the activations' squared size.
