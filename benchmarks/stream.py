@@ -26,7 +26,8 @@ from torch import Tensor
 
 from benchmarks import machine
 from saelearn.activations import MEMORY_LIMIT, ActivationStore
-from saelearn.activations.shards import DTYPES, ShardWriter, Tokens
+from saelearn.activations.room import PIECE, Room
+from saelearn.activations.shards import DTYPES, Shards, ShardWriter, Tokens
 
 DOCUMENT = 127  # rows of one made-up document: 128 tokens without the first
 BASE = 256  # the digits of a row's number: whole numbers that bfloat16 holds too
@@ -198,6 +199,32 @@ def measure_read(store: ActivationStore, epochs: int) -> tuple[dict, np.ndarray]
     return found, order_N
 
 
+class _Sent(Room):
+    """The processor's part where rows go to a GPU: to read and compare them, a piece at a time."""
+
+    _near = False
+    _own = threading.local()  # of each reader; to a GPU it is pinned memory that is used again
+
+    def _send(self, shard: int, runs: list, out_ND: Tensor) -> Tensor:
+        if not hasattr(self._own, "piece_ND"):
+            self._own.piece_ND = out_ND.new_zeros(PIECE // out_ND[0].nbytes, out_ND.shape[1])
+        for piece in self._lots(runs, PIECE):
+            n = sum(rows for _, rows in piece)
+            self._source.read(shard, piece, self._own.piece_ND[:n], finite=False)
+        return out_ND.new_zeros(2)
+
+
+def measure_sending(folder: Path) -> float:
+    """Rows a processor's second sends to a GPU, each read and compared once."""
+    shards = Shards.open(folder)
+    x_ND = torch.empty(sum(shards.rows_S), shards.d_in, dtype=shards.dtype)  # never touched
+    blocks_K3 = np.array([(s, 0, n) for s, n in enumerate(shards.rows_S)])
+    every_K, order_N = np.arange(len(blocks_K3)), np.arange(len(x_ND))
+    start = time.process_time()
+    _Sent(shards, blocks_K3, x_ND, state="keeps").load(every_K, order_N, None)
+    return len(x_ND) / (time.process_time() - start)
+
+
 def measure_resume(store: ActivationStore, epochs: int, order_N: np.ndarray) -> dict:
     """From the middle of the last epoch: the rows that came then, and how long until the first."""
     middle = store.batches_per_epoch // 2
@@ -284,6 +311,7 @@ def run(scratch: Path, arguments: argparse.Namespace) -> dict:
             "windows": store.windows,
             **read,
         },
+        "sent_rows_per_cpu_s": measure_sending(folder),
         "resume": resumed,
         "mixing": {
             "ours": mixing(order_N, arguments.batch_size),

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from saelearn.activations import ActivationStore, shards, verify
-from saelearn.activations import store as store_module
+from saelearn.activations import room as room_module
 from saelearn.activations.shards import DTYPES, Shards, ShardWriter, Tokens, to_dtype
 from saelearn.errors import ArtifactError, Refusal
 from saelearn.train import batches, train
@@ -199,9 +199,9 @@ def test_going_on_reads_one_window_and_not_all(folder: Path, monkeypatch) -> Non
     store = ActivationStore(folder, batch_size=72, seed=5, memory_limit=SMALL)
     read, rows = Shards.read, []
 
-    def count(self, shard, runs, out_ND):
+    def count(self, shard, runs, out_ND, **how):
         rows.append(len(out_ND))
-        read(self, shard, runs, out_ND)
+        read(self, shard, runs, out_ND, **how)
 
     monkeypatch.setattr(Shards, "read", count)
     store.load_state_dict(store.state_dict(batches=139 * 50 + 120))
@@ -246,6 +246,91 @@ def test_training_takes_it_and_goes_on(folder: Path) -> None:
         next(source)
     after.load_state_dict(source.state_dict())
     assert all(torch.equal(next(source), next(after)) for _ in range(20))
+
+
+# --- on a GPU, for whose memory a processor's stands here -----------------------------------------
+
+
+@pytest.fixture
+def far(monkeypatch) -> None:
+    """Rows travel in pieces, as to a GPU."""
+    monkeypatch.setattr(room_module.Room, "_near", False)
+    monkeypatch.setattr(room_module, "PIECE", 4 * 300)
+    monkeypatch.setattr(room_module, "LOT", 4 * 700)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("done", [0, 57, 140, 300])
+def test_a_gpu_gives_the_same_batches(folder: Path, far, done: int, drop_last: bool) -> None:
+    """Whether all rows stay there or windows take turns, from the beginning or gone on with."""
+    how = {"batch_size": 72, "epochs": 3, "seed": 5, "drop_last": drop_last}
+    x_ND = numbered(10_000)
+    for data, limit in ((folder, SMALL), (folder, 2**30), (x_ND, 0), (x_ND.bfloat16(), 0)):
+        store = ActivationStore(data, memory_limit=limit, **how)
+        whole = list(ActivationStore(data, memory_limit=limit, **how))
+        row = 2 * store.dtype.itemsize + 16
+        for memory in (row * 10_000, 2 * row * store._window_rows):
+            store.load_state_dict(store.state_dict(batches=done))
+            there = store.on_device("cpu", memory)
+            assert 0 < there.taken <= memory and there.state_dict()["batches"] == done
+            assert same(list(there), whole[done:])
+            assert same(take(store, 2), whole[:2])  # its place was handed over
+            there.load_state_dict(json.loads(json.dumps(there.state_dict(batches=200))))
+            assert same(list(there), whole[200:])
+
+
+def test_rows_that_stay_are_read_once(folder: Path, far, monkeypatch) -> None:
+    store = ActivationStore(folder, batch_size=72, memory_limit=SMALL)
+    read, rows = Shards.read, []
+
+    def count(self, shard, runs, out_ND, **how):
+        rows.append(len(out_ND))
+        read(self, shard, runs, out_ND, **how)
+
+    monkeypatch.setattr(Shards, "read", count)
+    for memory, times in ((2**20, 1), (SMALL + 2**12, 4)):
+        rows.clear()
+        there = store.on_device("cpu", memory)
+        list(itertools.islice(there, 4 * there.batches_per_epoch))
+        assert times * 10_000 <= sum(rows) <= times * 10_000 + 1_200 * (times > 1)  # and ahead
+
+
+def test_where_rows_do_not_fit_they_stay_where_they_are(folder: Path) -> None:
+    for data, memory in ((folder, SMALL // 2), (numbered(10_000), 20 * 9_999)):
+        store = ActivationStore(data, batch_size=72, memory_limit=SMALL)
+        assert store.on_device("cpu", memory) is store and store.taken == 0
+    wide_NX = torch.zeros(100, 6)
+    store = ActivationStore(wide_NX[:, :2], batch_size=10)
+    assert store.on_device("cpu", 2**30) is store
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("memory", [SMALL + 2**12, 2**30])
+def test_what_is_not_finite_is_found_on_a_gpu(tmp_path: Path, far, bad: float, memory: int) -> None:
+    folder = put(tmp_path / "s", numbered(10_000), shard_rows=1_300)
+    without_sums(folder)
+    file = folder / "shard_00003.safetensors"
+    word = torch.tensor([bad], dtype=torch.float16).numpy().tobytes()
+    file.write_bytes(file.read_bytes()[:-4] + word + b"  ")
+    store = ActivationStore(folder, batch_size=100, memory_limit=SMALL).on_device("cpu", memory)
+    with pytest.raises(Refusal, match="finite activations in shard_00003"):
+        take(store, 100)
+
+
+def test_numbers_that_a_gpu_alone_sees_as_not_finite_are_refused(folder, far, monkeypatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "aminmax", lambda x_ND: (x_ND.min(), x_ND.max() / 0))
+    with pytest.raises(ArtifactError, match="as they were read"):
+        take(ActivationStore(folder).on_device("cpu", 2**30), 1)
+
+
+def test_a_flipped_bit_is_found_on_a_gpu(tmp_path: Path, far) -> None:
+    folder = put(tmp_path / "s", numbered(300_000), shard_rows=100_000)
+    file = folder / "shard_00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match="as they were written"):
+        take(ActivationStore(folder).on_device("cpu", 2**30), 1)
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -300,7 +385,7 @@ def test_a_large_batch_is_gathered_by_several_hands(monkeypatch) -> None:
     x_ND = numbered(3_000)
     wide_NX = torch.cat([x_ND, x_ND], dim=1)
     expected = take(ActivationStore(x_ND, batch_size=700, epochs=1), 5)
-    monkeypatch.setattr(store_module, "HANDFUL", 1)
+    monkeypatch.setattr(room_module, "HANDFUL", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     for data in (x_ND, wide_NX[:, : x_ND.shape[1]]):
         found = take(ActivationStore(data, batch_size=700, epochs=1), 5)

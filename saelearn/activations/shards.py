@@ -36,7 +36,7 @@ _WORDS = {  # the whole numbers of the same size, and which of them is infinity
     torch.float32: (np.uint32, 0x7F80_0000),
 }
 SHARD_BYTES = 2**28
-SCRATCH = 2**16  # numbers that a reader looks at at once: a core's cache holds them
+SCRATCH = 2**19  # numbers that a reader looks at at once: each look asks for the interpreter's lock
 BLOCK_BYTES = 2**20  # read at a stretch: large enough for disks, small enough to mix
 _INDEX = "index.json"
 _AGAIN = "delete the folder and write it again"
@@ -309,7 +309,14 @@ class Shards:
     def d_in(self) -> int:
         return self.settings["d_in"]
 
-    def read(self, shard: int, runs: Sequence[tuple[int, int]], out_ND: Tensor) -> None:
+    def read(
+        self,
+        shard: int,
+        runs: Sequence[tuple[int, int]],
+        out_ND: Tensor,
+        *,
+        finite: bool = True,
+    ) -> None:
         """Fill `out_ND` with some runs of a shard's rows, each a first row and how many.
 
         Read rather than mapped: a file cut short meanwhile is an error then, not a crash. Between
@@ -318,13 +325,14 @@ class Shards:
 
         Args:
             out_ND: contiguous, as many rows as the runs have together.
+            finite: look for NaN; else the caller does.
         """
         path, width = self.paths_S[shard], self.d_in * self.dtype.itemsize
         if len(out_ND) != sum(n for _, n in runs):
             raise Refusal(f"room for {sum(n for _, n in runs)} rows", str(len(out_ND)))
         room, at = memoryview(out_ND.view(-1).view(torch.uint8).numpy()), 0
         words, _ = _WORDS[self.dtype]
-        scratch_M, finite = np.empty(SCRATCH, dtype=words), True
+        scratch_M, sound = np.empty(SCRATCH if finite else 0, dtype=words), True
         try:
             with path.open("rb", buffering=0) as file:
                 for first, n in runs:
@@ -332,12 +340,13 @@ class Shards:
                     file.seek(self.starts_S[shard] + first * width)
                     _fill(rows, file)
                     self._compare(shard, first, n, rows)
-                    finite &= _finite(np.frombuffer(rows, words), self.dtype, scratch_M)
+                    if finite:
+                        sound &= _finite(np.frombuffer(rows, words), self.dtype, scratch_M)
         except ArtifactError:  # which is an OSError, too
             raise
         except OSError as error:
             raise ArtifactError(f"to read {path}", str(error), _AGAIN) from error
-        if not finite:
+        if not sound:
             check_activations(out_ND, name=f"activations in {path.name}")
 
     def _compare(self, shard: int, first: int, n: int, rows: memoryview) -> None:

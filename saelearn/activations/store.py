@@ -11,6 +11,8 @@ Shapes: N rows, B batch, D activation width; S shards, K blocks.
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import itertools
 import json
@@ -18,19 +20,16 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from saelearn.activations.room import HANDS, Held, Room
 from saelearn.activations.shards import Shards, block_rows
 from saelearn.errors import Refusal, brief, check_activations, check_whole, checked, whole
 
-READERS = 8  # shards that are read at once
-HANDS = 4  # that gather a batch's rows
-HANDFUL = 2**20  # bytes that are worth a hand
 MEMORY_LIMIT = 2**30
 
 
@@ -65,6 +64,7 @@ class ActivationStore:
         batches_per_epoch: number of batches.
         windows: in how many pieces an epoch is read; with 1 its order is a full permutation.
         about: what an SAE of these rows has to remember; `train` takes it over.
+        taken: bytes of a GPU's memory that `on_device` took for rows; 0 elsewhere.
         finite: its rows were looked at, when it was made or when they were read.
         fresh: each batch is a tensor of its own.
 
@@ -97,6 +97,8 @@ class ActivationStore:
         self.dtype, self.d_in = source.dtype, self._shards.d_in if self._shards else data.shape[1]
         self.rows = sum(self._shards.rows_S) if self._shards else len(data)
         self._cut(memory_limit)
+        self._device = torch.device("cpu") if self._shards else data.device
+        self._stays, self._room, self.taken = self.windows == 1, None, 0
         self.batches_per_epoch = self.rows // batch_size
         self.batches_per_epoch += self.rows % batch_size > 0 and not drop_last
         if self.batches_per_epoch == 0:
@@ -115,7 +117,7 @@ class ActivationStore:
             batches: how many have been used since the first epoch's beginning; by default as
                 many as were given out. Who takes batches ahead of their use says it here.
         """
-        return {"batches": self._given if batches is None else batches} | self._order()
+        return {"batches": self._given if batches is None else batches} | self._order
 
     def load_state_dict(self, state: dict) -> None:
         """Let the next loop go on from there.
@@ -123,7 +125,7 @@ class ActivationStore:
         Raises:
             Refusal: the state is one of other data, or of arguments that make another order.
         """
-        for key, mine in self._order().items():
+        for key, mine in self._order.items():
             if state.get(key) != mine:
                 raise Refusal(
                     f"a state with {key} = {mine!r}",
@@ -132,6 +134,32 @@ class ActivationStore:
                 )
         self._start = self._given = check_whole(state.get("batches"), "batches", 0)
 
+    def on_device(self, device: str | torch.device, memory: int) -> ActivationStore:
+        """The same batches from the same place on, gathered by a GPU out of its own memory.
+
+        Their order does not depend on it, so that a training can go on on another machine. `train`
+        asks for it.
+
+        Args:
+            device: such as "cuda".
+            memory: bytes that may be taken there. If all rows fit they stay, and each is read once;
+                else two windows, as large as on the CPU, take turns.
+
+        Returns:
+            a store to be used in place of this one; or this one, if there is no room for that, or
+            its rows are on a GPU already.
+        """
+        whole, windows = (n * self._row_bytes for n in (self.rows, 2 * self._window_rows))
+        taken = whole if whole <= memory or not self._shards else windows
+        in_order = self._x_ND is None or self._x_ND.is_contiguous()
+        if self._device.type != "cpu" or not in_order or taken > memory:
+            return self
+        there = copy.copy(self)
+        there._device, there._stays, there._room = torch.device(device), taken == whole, None
+        there.taken, self._start = taken, 0
+        return there
+
+    @functools.cached_property
     def _order(self) -> dict:
         """All that decides the order of the rows."""
         if self._shards:
@@ -150,7 +178,7 @@ class ActivationStore:
 
     def _cut(self, memory_limit: int) -> None:
         """Blocks, and how many windows they make."""
-        row_bytes = self.d_in * self.dtype.itemsize + 16  # 16: its place in an order
+        self._row_bytes = row_bytes = self.d_in * self.dtype.itemsize + 16  # 16: its place in order
         self.windows, block = 1, self.rows
         if self._shards and self.rows * row_bytes > memory_limit:
             window = memory_limit // (2 * row_bytes)
@@ -195,55 +223,53 @@ class ActivationStore:
         when_K = (rank_K + rng.random(n_blocks)) / count_S[shard_K]
         return by_shard_K[when_K.argsort()]
 
-    def _load(self, window: _Window, room_ND: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The rows of a window, and the order in which to give them out."""
-        blocks_K3 = self._blocks_K3[np.sort(window.blocks_K)]  # forward through the files
-        n = int(blocks_K3[:, 2].sum())
+    def _enter(self) -> Room:
+        """Where windows are read into: room for all rows, or for two windows."""
+        if self._room:
+            return self._room
         x_ND = self._x_ND
-        if x_ND is None:
-            x_ND = room_ND[:n]
-            at, jobs = 0, []
-            with ThreadPoolExecutor(READERS) as readers:
-                for shard, blocks in itertools.groupby(blocks_K3.tolist(), key=lambda k: k[0]):
-                    runs = [(first, rows) for _, first, rows in blocks]
-                    out_ND = x_ND[at : at + sum(rows for _, rows in runs)]
-                    jobs.append(readers.submit(self._shards.read, shard, runs, out_ND))
-                    at += len(out_ND)
-                for job in jobs:
-                    job.result()
-            if self.windows == 1:
-                self._x_ND = x_ND
-        order_N = np.random.default_rng((self.seed, window.epoch, window.number)).permutation(n)
-        return x_ND, torch.from_numpy(order_N[window.skip :])
+        if x_ND is not None and x_ND.device == self._device:
+            return Room(Held(x_ND), self._blocks_K3, x_ND, state="full")
+        n, state = (self.rows, "keeps") if self._stays else (2 * self._window_rows, "turns")
+        room_ND = torch.empty(n, self.d_in, dtype=self.dtype, device=self._device)
+        source = self._shards if x_ND is None else Held(x_ND)
+        return Room(source, self._blocks_K3, room_ND, state=state)
 
-    def _ahead(self, windows: Iterator[_Window]) -> Iterator[tuple[_Window, Tensor, Tensor]]:
-        """Windows with their rows; while one is in use, a thread reads the next."""
-        n_rooms = 0 if self._x_ND is not None else min(2, self.windows)
-        shape = (n_rooms, self._window_rows, self.d_in)
-        room = itertools.cycle(torch.empty(shape, dtype=self.dtype) if n_rooms else [None])
+    def _load(self, room: Room, window: _Window, *asked: Any) -> Tensor:
+        """Read a window; where its rows lie, in the order in which to give them out."""
+        blocks_K = np.sort(window.blocks_K)  # forward through the files
+        n = int(self._blocks_K3[blocks_K, 2].sum())
+        order_N = np.random.default_rng((self.seed, window.epoch, window.number)).permutation(n)
+        rows_N = room.load(blocks_K, order_N[window.skip :], *asked)
+        if room.full:
+            self._room = room
+        return rows_N
+
+    def _ahead(self, room: Room, windows: Iterator[_Window]) -> Iterator[tuple[_Window, Tensor]]:
+        """Windows with the places of their rows; while one is in use, a thread reads the next."""
         with ThreadPoolExecutor(1) as thread:
 
             def begin() -> tuple[_Window, Future] | None:
                 window = next(windows, None)
-                return window and (window, thread.submit(self._load, window, next(room)))
+                return window and (window, thread.submit(self._load, room, window, room.asked()))
 
             job = begin()
             while job:
                 window, loading = job
-                loaded = loading.result()
-                job = begin()  # into the other room: the one in use two windows ago
-                yield window, *loaded
+                rows_N = loading.result()
+                job = begin()  # to where the window before this one was
+                yield window, rows_N
 
     def _give(self, given: int) -> Iterator[Tensor]:
-        pieces, held = [], 0
+        pieces, held, room = [], 0, self._enter()
         with ThreadPoolExecutor(HANDS) as hands:
-            for window, x_ND, order_N in self._ahead(self._windows(given)):
-                while len(order_N):
+            for window, rows_N in self._ahead(room, self._windows(given)):
+                while len(rows_N):
                     missing = self.batch_size - held
-                    rows_B, order_N = order_N[:missing], order_N[missing:]
-                    pieces.append(_gathered(x_ND, rows_B, hands))
+                    rows_B, rows_N = rows_N[:missing], rows_N[missing:]
+                    pieces.append(room.take(rows_B, hands))
                     held += len(rows_B)
-                    short = window.last and not len(order_N) and not self.drop_last
+                    short = window.last and not len(rows_N) and not self.drop_last
                     if held == self.batch_size or short:
                         given += 1
                         self._given = given
@@ -251,29 +277,6 @@ class ActivationStore:
                         pieces, held = [], 0
                 if window.last:
                     pieces, held = [], 0
-
-
-def _gathered(x_ND: Tensor, rows_B: Tensor, hands: ThreadPoolExecutor) -> Tensor:
-    """Some rows; where a GPU is in use, in memory that it can fetch them from.
-
-    By threads of our own: PyTorch's are a team for each thread that calls it, and teams wait for
-    each other's cores (on a busy machine three times as long as one thread takes).
-    """
-    if x_ND.device.type != "cpu" or not x_ND.is_contiguous():
-        return x_ND.index_select(0, rows_B.to(x_ND.device))
-    shape = (len(rows_B), x_ND.shape[1])
-    pinned = torch.cuda.is_initialized()
-    out_BD = torch.empty(shape, dtype=x_ND.dtype, device="cpu", pin_memory=pinned)
-    parts = max(1, min(HANDS, torch.get_num_threads(), out_BD.nbytes // HANDFUL))
-    rows_P = np.array_split(rows_B.numpy(), parts)
-    out_P = np.array_split(out_BD.view(torch.uint8).numpy(), parts)
-    take = partial(x_ND.detach().view(torch.uint8).numpy().take, axis=0, mode="clip")
-    if parts == 1:
-        take(rows_P[0], out=out_P[0])
-        return out_BD
-    for job in [hands.submit(take, r, out=out) for r, out in zip(rows_P, out_P, strict=True)]:
-        job.result()
-    return out_BD
 
 
 def _folders(data: Any) -> list[str | os.PathLike]:

@@ -1,0 +1,196 @@
+"""Where a store's rows lie while they are given out: memory of a device, and what is read into it.
+
+If all rows fit, each block is read once and stays. Else two windows take turns: while batches come
+from one, the other is filled. A GPU's memory is filled through pinned pieces, by a stream of its
+own; it gathers a batch in a hundredth of the time that a processor takes.
+
+Shapes: N rows, B batch, D activation width; K blocks, each of neighbours in a shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelearn.activations.shards import Shards, block_rows
+from saelearn.errors import ArtifactError
+
+READERS = min(16, max(4, os.cpu_count() or 4))  # threads that read and compare
+LOT = 2**24  # bytes that one reader reads before another's turn
+PIECE = 2**22  # bytes that travel to a GPU at once
+HANDS = 4  # that gather a batch's rows on a CPU
+HANDFUL = 2**20  # bytes that are worth a hand
+Run = tuple[int, int]  # a first row, and how many
+
+
+class Held:
+    """Rows in memory, looked at before, as the one shard of a source."""
+
+    def __init__(self, x_ND: Tensor):
+        self.x_ND = x_ND
+
+    def read(self, shard: int, runs: Sequence[Run], out_ND: Tensor, *, finite: bool = True) -> None:
+        """Fill `out_ND` with some runs of rows."""
+        at = 0
+        for first, n in runs:
+            np.copyto(_bytes(out_ND[at : at + n]), _bytes(self.x_ND[first : first + n]))
+            at += n
+
+
+class Room:
+    """Memory for a store's rows, and where in it which of its blocks lie.
+
+    Args:
+        source: where rows come from.
+        blocks_K3: of each block its shard, its first row there, and its number of rows.
+        x_ND: the memory, to be filled: of all rows or of two windows. Or all rows themselves.
+        state: "keeps" what was read, each block once; has two windows in "turns"; or is "full".
+    """
+
+    def __init__(self, source: Shards | Held, blocks_K3: np.ndarray, x_ND: Tensor, *, state: str):
+        self._source, self._blocks_K3, self.x_ND = source, blocks_K3, x_ND
+        count_K = blocks_K3[:, 2]
+        self._keeps, self._next = state != "turns", 0
+        self._place_K = np.full(len(count_K), -1)
+        if state == "full":
+            self._place_K, self._next = count_K.cumsum() - count_K, len(x_ND)
+        self._stream = torch.cuda.Stream(x_ND.device) if x_ND.is_cuda else None
+
+    @property
+    def _near(self) -> bool:
+        """Whether files can be read right into the memory."""
+        return self.x_ND.device.type == "cpu"
+
+    @property
+    def full(self) -> bool:
+        """Whether all rows are there to stay."""
+        return self._keeps and self._next == len(self.x_ND)
+
+    def asked(self) -> torch.cuda.Event | None:
+        """What a GPU was asked for so far, to be waited for before rows lose their place."""
+        return torch.cuda.current_stream(self.x_ND.device).record_event() if self._stream else None
+
+    def load(
+        self, blocks_K: np.ndarray, order_N: np.ndarray, asked: torch.cuda.Event | None
+    ) -> Tensor:
+        """Read those blocks that are not there; all their rows' places, in an order.
+
+        Waits until all that can be read has arrived, so that any stream may use it.
+
+        Args:
+            blocks_K: ascending.
+            order_N: which of their rows, counted through, comes when.
+            asked: what used the memory before. A window's places, which lie on the GPU too, are
+                given away only after that as well: both memories are of one stream.
+        """
+        if asked is not None:
+            asked.synchronize()
+        new_K = blocks_K[self._place_K[blocks_K] < 0] if self._keeps else blocks_K
+        count_K = self._blocks_K3[new_K, 2]
+        self._place_K[new_K] = self._next + count_K.cumsum() - count_K
+        self._read(new_K)
+        n = int(count_K.sum())
+        self._next = self._next + n if self._keeps else len(self.x_ND) // 2 - self._next
+        count_K = torch.from_numpy(self._blocks_K3[blocks_K, 2])
+        moved_K = torch.from_numpy(self._place_K[blocks_K]) - (count_K.cumsum(0) - count_K)
+        rows_N = torch.from_numpy(order_N)
+        if moved_K.any():
+            rows_N = (moved_K.repeat_interleave(count_K) + torch.arange(int(count_K.sum())))[rows_N]
+        with self._streaming():
+            return rows_N.to(self.x_ND.device)
+
+    def take(self, rows_B: Tensor, hands: ThreadPoolExecutor) -> Tensor:
+        """The rows at some places, as a tensor of their own.
+
+        On a CPU by threads of our own: PyTorch's are a team for each thread that calls it, and
+        teams wait for each other's cores (on a busy machine three times as long as one thread
+        takes). Where a GPU is in use, they come in memory that it can fetch them from.
+        """
+        x_ND = self.x_ND
+        if x_ND.device.type != "cpu" or not x_ND.is_contiguous():
+            return x_ND.index_select(0, rows_B)
+        shape = (len(rows_B), x_ND.shape[1])
+        pinned = torch.cuda.is_initialized()
+        out_BD = torch.empty(shape, dtype=x_ND.dtype, device="cpu", pin_memory=pinned)
+        parts = max(1, min(HANDS, torch.get_num_threads(), out_BD.nbytes // HANDFUL))
+        rows_P = np.array_split(rows_B.numpy(), parts)
+        out_P = np.array_split(_bytes(out_BD), parts)
+        take = partial(_bytes(x_ND).take, axis=0, mode="clip")
+        if parts == 1:
+            take(rows_P[0], out=out_P[0])
+            return out_BD
+        for job in [hands.submit(take, r, out=out) for r, out in zip(rows_P, out_P, strict=True)]:
+            job.result()
+        return out_BD
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def _read(self, blocks_K: np.ndarray) -> None:
+        """Blocks into the memory from `_next` on, by several threads."""
+        at, jobs = self._next, []
+        with ThreadPoolExecutor(READERS) as readers:
+            blocks = self._blocks_K3[blocks_K].tolist()
+            for shard, group in itertools.groupby(blocks, key=lambda block: block[0]):
+                for runs in self._lots([(first, n) for _, first, n in group], LOT):
+                    out_ND = self.x_ND[at : at + sum(n for _, n in runs)]
+                    read = self._source.read if self._near else self._send
+                    jobs.append(readers.submit(read, shard, runs, out_ND))
+                    at += len(out_ND)
+            found = [job.result() for job in jobs]
+        if self._near or not found:
+            return
+        with self._streaming():
+            finite = bool(torch.stack(found).isfinite().all())  # which waits for the stream
+        if not finite:
+            for shard, first, n in blocks:  # the source says what it is, and where
+                self._source.read(
+                    shard, [(first, n)], self.x_ND.new_empty(n, self.x_ND.shape[1], device="cpu")
+                )
+            raise ArtifactError(
+                "rows that reach the GPU as they were read", "NaN or infinity there"
+            )
+
+    def _send(self, shard: int, runs: list[Run], out_ND: Tensor) -> Tensor:
+        """Rows into a GPU's memory; what it looks for NaN in: the least and the largest number."""
+        at = 0
+        with self._streaming():
+            for piece in self._lots(runs, PIECE):
+                shape = (sum(n for _, n in piece), out_ND.shape[1])
+                pinned = out_ND.is_cuda
+                part_ND = torch.empty(shape, dtype=out_ND.dtype, device="cpu", pin_memory=pinned)
+                self._source.read(shard, piece, part_ND, finite=False)
+                out_ND[at : at + len(part_ND)].copy_(part_ND, non_blocking=True)
+                at += len(part_ND)
+            return torch.stack(out_ND.aminmax())
+
+    def _streaming(self) -> contextlib.AbstractContextManager:
+        return torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
+
+    def _lots(self, runs: list[Run], most: int) -> Iterator[list[Run]]:
+        """Runs in lots of so many bytes; where one is cut, a checksum's block ends."""
+        width, dtype = self.x_ND.shape[1], self.x_ND.dtype
+        block = block_rows(width, dtype)
+        size = max(1, most // (width * dtype.itemsize * block)) * block
+        lot, room = [], size
+        for first, n in runs:
+            for start in range(first, first + n, size):
+                rows = min(size, first + n - start)
+                if rows > room:
+                    yield lot
+                    lot, room = [], size
+                lot.append((start, rows))
+                room -= rows
+        yield lot
+
+
+def _bytes(x_ND: Tensor) -> np.ndarray:
+    """Contiguous rows as NumPy sees them: it knows no bfloat16."""
+    return x_ND.detach().view(torch.uint8).numpy()
