@@ -20,6 +20,7 @@ from saelearn.sae import SAE, Objective
 from saelearn.train import memory, parallel
 from saelearn.train.autograd import Plan
 from saelearn.train.batches import Feed, Shuffled, Streamed, batches
+from saelearn.train.beside import placed
 from saelearn.train.checkpoint import Keeper, Stored, same_threads, unpack
 from saelearn.train.engines import engine_for
 from saelearn.train.resampling import resample
@@ -116,7 +117,8 @@ def train(
             `activations.collect` gave, or `lm.about(site)`; by default what the data know of it
             themselves (`data.about` of a store or stream). What its activations were multiplied by
             is added, as "scale".
-        device: "cpu", "cuda", "mps".
+        device: "cpu", "cuda", "mps". On CUDA, data that take at most half of the memory that the
+            training leaves are copied there first.
         precision: "fp32"; on CUDA "tf32"; or "bf16" products with fp32 weights.
         compile: let torch.compile fuse the dense way; a minute at the start, pays on a GPU.
         log_every: steps between records of the history.
@@ -142,6 +144,7 @@ def train(
     check_flag(progress, "progress")
     settings = Settings.of(locals())
     metadata = check_metadata(getattr(data, "about", None) if metadata is None else metadata)
+    data, target, taken = placed(data, target, settings)
     tokens = settings.objective.reads_tokens
     source = batches(data, batch_size, seed=seed, target=target, tokens=tokens)
     resample_steps, watch_steps = settings.resampling
@@ -149,7 +152,7 @@ def train(
     with contextlib.ExitStack() as stack:
         keeper, stored = _open(checkpoint, checkpoint_every, settings, source, stack)
         rows = Rows(settings, source, turned=not stored)
-        room = _room(settings, rows, checkpoint=checkpoint is not None)
+        room = _room(settings, rows, taken, checkpoint=checkpoint is not None)
         bar = tqdm(total=steps, initial=stored.record["step"] if stored else 0, unit="step",
                    desc=memory.title("SAE", room), mininterval=0.5, disable=quiet)  # fmt: skip
         stack.callback(bar.close)
@@ -224,14 +227,15 @@ def _open(
     return keeper, stored
 
 
-def _room(settings: Settings, rows: Rows, *, checkpoint: bool) -> dict[str, int]:
-    """The memory that the training takes, if there is room for it."""
+def _room(settings: Settings, rows: Rows, taken: int, *, checkpoint: bool) -> dict[str, int]:
+    """The memory that the training takes, if there is room for it, with what its data took."""
     alone = torch.device(settings.device).type == "cuda"  # each process has a GPU of its own
-    return memory.check(
+    room = memory.check(
         rows.d_in, settings.d_sae, rows.batch_size, **memory.of_kind(rows.small_sae(), settings),
         processes=parallel.size(), neighbours=1 if alone else parallel.neighbours(),
         checkpoint=checkpoint,
     )  # fmt: skip
+    return room | ({"data": taken} if taken else {})
 
 
 def _begin(

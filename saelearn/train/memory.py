@@ -42,6 +42,8 @@ def needed(
 ) -> dict[str, int]:
     """Bytes that training one SAE takes on a device, by what they are for; without the data.
 
+    What `train` copies of these to a GPU it counts itself, as "data" (`beside`).
+
     Weights, gradients and moments are exact: four numbers a parameter. The step's own room is
     the most that it takes: features, their gradients and a temporary of each; the last step's
     gradients until the new ones are there. Or, later, going the sparse way, lists of active entries

@@ -69,7 +69,7 @@ class Rows:
             sample_NX = self._objective.activations(documents).cpu()
             self.batch_size = source.size * len(sample_NX) // len(documents)
             self._d_in = sample_NX.shape[1]
-        x_ND, target_ND = self._split(sample_NX.float())
+        x_ND, target_ND = self._split(sample_NX.cpu().float())  # wherever the data lie, the same
         self.d_in, self.d_out = self._d_in, None if target_ND is None else target_ND.shape[1]
         self._sample, self.scale, self.target_scale = (x_ND, target_ND), 1.0, 1.0
         to_width = mean_norm_scale(x_ND)
@@ -125,8 +125,7 @@ class Rows:
 
     def small_sae(self) -> SAE:
         """One of the kind with as few features as it can have, to count with."""
-        few = min(self.settings.d_sae, self.settings.k or 1)
-        return self.settings.untrained(self.d_in, self.d_out, few)
+        return self.settings.small_sae(self.d_in, self.d_out)
 
     def prepare(self, batch_BX: Tensor, state: State) -> tuple[Tensor, Now]:
         """The rows of a step, and the moment it is made in."""

@@ -134,6 +134,10 @@ class Settings:
                 "functools.partial(kind, ...) gives it arguments of its own",
             ) from error
 
+    def small_sae(self, d_in: int, d_out: int | None = None) -> SAE:
+        """One of the kind with as few features as it can have, to count with."""
+        return self.untrained(d_in, d_out, min(self.d_sae, self.k or 1))
+
     def lr_share_at(self, i: int) -> float:
         """The share of its peak that the learning rate has in step `i`."""
         return lr_factor(i, self.steps, warmup=self.lr_warmup, decay=self.lr_decay)

@@ -20,6 +20,7 @@ from saelearn.sae import SAE, Loss, Objective
 from saelearn.train import memory
 from saelearn.train.autograd import Seen
 from saelearn.train.batches import Feed, batches
+from saelearn.train.beside import placed
 from saelearn.train.engines import engine_for, kernel_for
 from saelearn.train.fast.kernels import Case, SparseL1, Stack
 from saelearn.train.fast.updates import move
@@ -141,11 +142,13 @@ def _train(
     """`train.train` for all runs on the same batches."""
     first = runs[0].settings
     tokens = first.objective.reads_tokens
+    data, target, taken = placed(data, target, first, saes=len(runs))
     source = batches(data, first.batch_size, seed=first.seed, target=target, tokens=tokens)
     feed, common = Feed(source, first.device), Rows(first, source)
     rows = [common.with_(run.settings) for run in runs]
     kind = memory.of_kind(common.small_sae(), first)
     room = memory.check(common.d_in, len(runs) * first.d_sae, common.batch_size, **kind)
+    room |= {"data": taken} if taken else {}
     bar.set_description(memory.title(f"{len(runs)} SAEs at once", room))
     states = [each.new_state(room) for each in rows]
     several = (_SideBySide if _alike(states, runs) else _InTurn)(states, rows)
