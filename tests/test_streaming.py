@@ -109,3 +109,12 @@ def test_a_training_goes_on_without_running_the_model_from_the_start(
     again = train(from_stream(), 2 * WIDTH, **how, checkpoint=tmp_path, log_every=1)
     assert again.steps == 70 and torch.equal(again.sae.W_dec, whole.W_dec)
     assert 0 < passes.count(3) <= 12  # of 26: two windows, one to look at and one to go on in
+
+
+def test_rows_of_a_model_on_the_cpu_stay_there() -> None:
+    """Wherever the training is: it sends for each batch."""
+    lm = make("gpt2")
+    expected = list(stream(lm, DOCUMENTS, SITE, **HOW))
+    there = stream(lm, DOCUMENTS, SITE, **HOW).on_device("cuda", 2**40)
+    assert there.taken == 0 and there.d_in == expected[0].shape[1]
+    assert same(list(there), expected)

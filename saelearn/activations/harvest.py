@@ -176,7 +176,7 @@ def gather(
     if isinstance(documents, Tensor | Batch):
         rows, (d_in,) = (
             int(source.kept(source.whole()).sum()),
-            source.widths(source.whole()).values(),
+            source.widths().values(),
         )
         x_ND = to_dtype(torch.empty(0, d_in), dtype)
         if rows * d_in * x_ND.itemsize <= memory_limit:

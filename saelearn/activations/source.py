@@ -166,9 +166,9 @@ class Source:
             x_ND = x_ND[short_N]
         return Rows(x_ND, kept_BT.cpu())
 
-    def widths(self, documents: Batch) -> dict[str, int]:
+    def widths(self) -> dict[str, int]:
         """D at each site."""
-        any_BT = torch.zeros_like(documents.tokens_BT[:1, :2])
+        any_BT = torch.zeros(1, 2, dtype=torch.long)
         return {s: x_BTD.shape[-1] for s, x_BTD in self.lm.capture(any_BT, self.sites).items()}
 
     def about(self, site: str, documents: Batch) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def write_all(
         settings |= {"leave_tokens": list(leave.tokens), "max_norm": max_norm}
     settings |= {} if part is None else {"part": [i, n]}
     books = []
-    for site, d_in in source.widths(first).items():
+    for site, d_in in source.widths().items():
         folder = Path(folders[site]) if part is None else part_folder(Path(folders[site]), (i, n))
         writer = ShardWriter(
             folder, settings | {"site": site}, d_in=d_in, dtype=dtype, shard_rows=shard_rows,

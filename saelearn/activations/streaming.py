@@ -72,19 +72,17 @@ class Stream(Iterator[Tensor]):
     """What `stream` returns: batches that know their place, which `train` saves and finds again.
 
     Attributes:
+        batch_size: B.
         about: what an SAE of these rows has to remember; `train` takes it over.
+        taken: bytes of a GPU's memory that `on_device` took for rows; 0 elsewhere.
         finite: its rows were looked at.
     """
 
     finite = True
 
     def __init__(self, source: Source, batch_size: int, batches: int, seed: int):
-        self._source, self._batch_size, self._batches, self._seed = (
-            source,
-            batch_size,
-            batches,
-            seed,
-        )
+        self._source, self._batches, self._seed = source, batches, seed
+        self.batch_size, self.taken, self._device = batch_size, 0, torch.device("cpu")
         (site,) = source.sites
         self.about = source.lm.about(site)
         self._documents, self._read, self._digest = iter(source), 0, hashlib.sha256()
@@ -97,6 +95,27 @@ class Stream(Iterator[Tensor]):
             "buffer_size": batches * batch_size, "skip": leave.first,
             "leave_tokens": list(leave.tokens), "max_norm": leave.max_norm,
         }  # fmt: skip
+
+    @property
+    def d_in(self) -> int:
+        """D."""
+        return next(iter(self._source.widths().values()))
+
+    def on_device(self, device: str | torch.device, memory: int) -> Stream:
+        """This stream, whose next rows stay on the GPU that the model runs on, if they fit.
+
+        `train` asks for it. The rows and their order are the same.
+
+        Args:
+            device: where the rows are wanted.
+            memory: bytes that may be taken there: a buffer, what it is made of, and what is next.
+        """
+        device, there = torch.device(device), self._source.lm.device
+        taken = 3 * self._batches * self.batch_size * self.d_in * 4
+        alike = device.type == there.type and device.index in (None, there.index)
+        if device.type == "cuda" and alike and taken <= memory and not self._held:
+            self._device, self.taken = there, taken
+        return self
 
     def __next__(self) -> Tensor:
         if self._at == len(self._window):
@@ -163,7 +182,7 @@ class Stream(Iterator[Tensor]):
         """Run the model on the next documents; None if there are no more."""
         start = _Start(self._read, 0, self._digest.hexdigest())
         if (documents := self._next_documents()) is not None:
-            x_ND = self._source.only_rows(documents).float().cpu()
+            x_ND = self._source.only_rows(documents).float().to(self._device)
             self._held += [_Piece(x_ND, start)] if len(x_ND) else []
         return documents
 
@@ -177,7 +196,7 @@ class Stream(Iterator[Tensor]):
 
     def _fill(self) -> None:
         """Make the next window, of full batches while there are documents."""
-        wanted = self._batches * self._batch_size
+        wanted = self._batches * self.batch_size
         while (held := sum(len(piece.x_ND) for piece in self._held)) < wanted:
             if self._make() is None:
                 break
@@ -188,7 +207,7 @@ class Stream(Iterator[Tensor]):
         self._drop(rows)
         self._number, self._at = self._number + 1, 0
         order_N = np.random.default_rng((self._seed, self._number)).permutation(rows)
-        self._window = x_ND[torch.from_numpy(order_N)].split(self._batch_size)
+        self._window = x_ND[torch.from_numpy(order_N).to(x_ND.device)].split(self.batch_size)
 
 
 def _others() -> Refusal:
