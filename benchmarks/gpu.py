@@ -9,8 +9,8 @@ small that it stays. Each is timed by events of the GPU, in turns, the median of
 SAELens runs with autocast and torch.compile, sparsify with its own kernels, where installed.
 
 With `--train`, whole trainings on planted features, the way chosen at each step or dense, in bf16
-and fp32, and how many features each finds; with `--disk`, trainings on rows of the GPU, from memory
-and from shards on disk, beside the step alone and plain reading.
+and fp32, and how many features each finds; with `--disk`, trainings on rows of the GPU and from
+shards on disk, in three ways, beside the step alone and plain reading.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,8 +35,8 @@ from benchmarks import machine
 from benchmarks.peers import Problem
 from saelearn import artifacts
 from saelearn.activations import ActivationStore
+from saelearn.activations.room import READERS
 from saelearn.activations.shards import ShardWriter, Tokens
-from saelearn.activations.store import READERS
 from saelearn.sae import AT_FULL, L1, SAE, Squared, TopK
 from saelearn.toy import PlantedFeatures
 from saelearn.train import Adam, engine_for, step, train
@@ -354,48 +355,87 @@ def filled(rows: int, stream: Iterator[Tensor]) -> Tensor:
     return x_ND
 
 
-def from_disk(gigabytes: float, *, steps: int = 1_200) -> dict[str, object]:
-    """Milliseconds a step of a training on bf16 rows that are on the GPU already, from a store that
-    keeps them in memory, and from shards on disk in windows of 2 GB; of the step alone at the same
-    L0; and of nothing but reading a batch's bytes from these files, by as many threads."""
+def from_disk(gigabytes: float) -> dict[str, object]:
+    """Trainings of 20 million rows or two epochs in bf16: of a tensor on the GPU; and of shards on
+    disk, read in windows of 2 GB that stay on the GPU, take turns there, or are fetched from the
+    CPU.
+
+    Milliseconds a step: of the whole call to `train`; in the first epoch, from its first record on;
+    and later. Beside them the step alone at the same L0, which a training has only later, and plain
+    reading of a batch's bytes from the same files.
+    """
     rows = int(gigabytes * 1e9 / (2 * D)) // 65_536 * 65_536
+    steps = max(20_000_000, 2 * rows) // B
+    how = {
+        "l1_coefficient": 5.0, "batch_size": B, "l1_warmup": 0.0, "device": "cuda",
+        "precision": "bf16", "progress": False,
+    }  # fmt: skip
     x_ND = filled(rows, planted(4_096, 8_192, 20.0)[1])
-    found: dict[str, object] = {"gigabytes": gigabytes}
+    train(x_ND, F, steps=40, **how)  # compiles
+    found: dict[str, object] = {"gigabytes": gigabytes, "steps": steps}
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(folder, {"rows": "made up"}, d_in=D, dtype="bfloat16")
         for number, part_ND in enumerate(x_ND.split(65_536)):
             writer.add(part_ND, {"batches": number})
         writer.close(Tokens(rows, rows, 0, 0), {"batches": number})
         found["read_ms"] = round(B / rows * 1_000 * plain_reading(Path(folder)), 3)
-        stores = {
-            limit: ActivationStore(folder, batch_size=B, memory_limit=limit)
-            for limit in (2**32, 2**40)
+        store = ActivationStore(folder, batch_size=B, memory_limit=2**32)
+        found["windows"] = store.windows
+        del x_ND, part_ND
+        ways: dict[str, Callable[[], Tensor | Fetched | ActivationStore]] = {
+            "on_gpu": partial(filled, rows, planted(4_096, 8_192, 20.0)[1]),
+            "stays": lambda: store,
+            "turns": lambda: store.on_device("cuda", 2**32 + 2**26),
+            "fetched": partial(Fetched, store),
         }
-        found["windows"] = stores[2**32].windows
-        sources = {"on_gpu": x_ND, "from_memory": stores[2**40], "from_disk": stores[2**32]}
-        for name, data in sources.items():
-            at = {}
+        for name, data in ways.items():
+            found[name] = paced(data(), steps, rows // B, how)
+            print(name, found[name], file=sys.stderr, flush=True)
+            torch.cuda.empty_cache()
+    found["l0"] = found["on_gpu"]["l0"]
+    step_ms = 1_000 * seconds({"": ours(problem(found["l0"]), "bf16", None)})[""]
+    found["step_ms"] = round(step_ms, 3)
+    for name in ways:
+        found[name]["share_of_step"] = round(step_ms / found[name]["later_ms"], 3)
+        share = found["on_gpu"]["whole_ms"] / found[name]["whole_ms"]
+        found[name]["share_of_on_gpu"] = round(share, 3)
+    return found
 
-            def watch(record: dict, so_far: Callable, at: dict = at) -> None:
-                torch.cuda.synchronize()
-                at[record["step"]] = time.perf_counter(), record["l0"]
 
-            train(
-                data, F, l1_coefficient=5.0, steps=steps, batch_size=B, l1_warmup=0.0,
-                device="cuda", precision="bf16", log_every=steps // 3, callback=watch,
-                progress=False,
-            )  # fmt: skip
-            (middle, l0), (end, _) = at[steps * 2 // 3], at[steps]
-            found[f"{name}_ms"] = round(1_000 * (end - middle) / (steps // 3), 3)
-            found["l0"] = round(l0, 1)
-    del x_ND, data, sources, stores
-    torch.cuda.empty_cache()
-    alone = seconds({"": ours(problem(found["l0"]), "bf16", None)})[""]
-    found["step_ms"] = round(1_000 * alone, 3)
-    names = ("on_gpu", "from_memory", "from_disk")
-    return found | {
-        "share_of_step": {n: round(found["step_ms"] / found[f"{n}_ms"], 3) for n in names}
-    }
+class Fetched:
+    """A store that no GPU asks for room: a processor gathers its batches."""
+
+    finite = fresh = True
+
+    def __init__(self, store: ActivationStore):
+        self._store = store
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._store)
+
+
+def paced(
+    data: Tensor | Fetched | ActivationStore, steps: int, epoch: int, how: dict
+) -> dict[str, float]:
+    """A training's milliseconds a step, as a whole, and in its first epoch and later ones."""
+    at: dict[int, float] = {}
+
+    def watch(record: dict, so_far: Callable) -> None:
+        torch.cuda.synchronize()
+        at[record["step"]] = time.perf_counter()
+
+    began = time.perf_counter()
+    trained = train(data, F, steps=steps, log_every=max(1, epoch // 8), callback=watch, **how)
+    torch.cuda.synchronize()
+    found = {"whole_ms": (time.perf_counter() - began) / steps}
+    for name, part in (
+        ("first_ms", sorted(n for n in at if n <= epoch)),
+        ("later_ms", sorted(n for n in at if n > epoch)),
+    ):
+        if len(part) > 1:
+            found[name] = (at[part[-1]] - at[part[0]]) / (part[-1] - part[0])
+    found = {key: round(1_000 * value, 3) for key, value in found.items()}
+    return found | {"l0": round(trained.column("l0")[-1], 1)}
 
 
 def plain_reading(folder: Path) -> float:

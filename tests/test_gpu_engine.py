@@ -6,6 +6,7 @@ NumPy than ours, which `make test` puts into a folder beside the environment.
 """
 
 import copy
+import itertools
 import math
 import os
 
@@ -13,9 +14,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tiny_models import make as make_lm
+from tiny_models import some_tokens
 
-from saelearn.sae import AT_FULL, L1, SAE, BatchTopK, Now, Squared, TopK
-from saelearn.train import Adam, Autograd, step, sweep, train
+from saelearn.activations import ActivationStore, stream
+from saelearn.activations.shards import ShardWriter, Tokens
+from saelearn.sae import AT_FULL, L1, SAE, BatchTopK, Now, Squared, TopK, Transcoder
+from saelearn.train import Adam, Autograd, beside, step, sweep, train
 from saelearn.train.autograd import Plan
 from saelearn.train.fast import gpu
 
@@ -458,6 +463,68 @@ def test_the_host_waits_for_nothing_in_a_step(no_waiting):
             torch.cuda.set_sync_debug_mode("error")
         step(sae, x_BD, adam, L1(0.5), now=Now(warmup=(i + 1) / 12), engine=engine)
     assert any(isinstance(record, tuple) for record in engine._recorded.values())
+
+
+@on_cuda
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_rows_from_disk_come_as_on_the_cpu(tmp_path, deterministic, dtype):
+    """All of them kept on the GPU, two windows there in turns, or fetched from the CPU."""
+    writer = ShardWriter(tmp_path, {}, d_in=16, dtype=dtype, shard_rows=9_000)
+    for number in range(10):
+        writer.add(rows() + number, {"batches": number})
+    writer.close(Tokens(40_960, 40_960, 0, 0), {"batches": number})
+
+    def store(**how):
+        return ActivationStore(tmp_path, batch_size=700, seed=1, memory_limit=2**19, **how)
+
+    whole, two_windows = list(store(epochs=2)), 2**19 + 2**17
+    for limit in (2**40, two_windows):
+        begun = store(epochs=2)
+        begun.load_state_dict(begun.state_dict(batches=31))
+        there = begun.on_device("cuda", limit)
+        assert 0 < there.taken <= limit
+        given = list(there)
+        assert all(x_BD.is_cuda for x_BD in given) and len(given) == len(whole) - 31
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(given, whole[31:], strict=True))
+    how = {"l1_coefficient": 0.5, "steps": 150, "device": "cuda", "progress": False}
+    data = (store(), store().on_device("cuda", two_windows), (x_BD for x_BD in store()))
+    kept, turns, fetched = (train(each, 64, **how) for each in data)
+    assert kept.memory["data"] > turns.memory["data"] > 0 and "data" not in fetched.memory
+    for a, b, c in zip(*(t.sae.parameters() for t in (kept, turns, fetched)), strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+
+
+@on_cuda
+def test_activations_go_to_the_gpu_as_a_whole_if_they_fit(monkeypatch, deterministic):
+    how = {"l1_coefficient": 0.5, "steps": 60, "device": "cuda", "progress": False}
+    across = how | {"target": 2 * rows(), "kind": Transcoder}
+    there, further = train(rows(), 64, **how), train(rows(), 64, **across)
+    assert 2 * there.memory["data"] == further.memory["data"] == 2 * rows().nbytes
+    monkeypatch.setattr(beside, "SHARE", 0.0)
+    here, not_further = train(rows(), 64, **how), train(rows(), 64, **across)
+    assert "data" not in here.memory | not_further.memory
+    for a, b in zip(there.sae.parameters(), here.sae.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(further.sae.parameters(), not_further.sae.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@on_cuda
+def test_rows_made_on_the_gpu_stay_there():
+    lm = make_lm("gpt2")
+    how = {"batch_size": 64, "buffer_size": 512}
+    documents, site = some_tokens(400, 10).split(20), "blocks.1.hook_resid_post"
+    expected = list(stream(lm, documents, site, **how))
+    lm.model.to("cuda")
+    on_cpu, there = (stream(lm, documents, site, **how) for _ in range(2))
+    assert there.on_device("cuda", 2**30).taken > 0 == on_cpu.taken
+    for a, b, c in zip(expected, on_cpu, there, strict=True):
+        assert c.is_cuda and not b.is_cuda and torch.equal(b, c.cpu())
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    more = stream(lm, itertools.cycle(documents), site, **how)
+    trained = train(more, 64, l1_coefficient=0.5, steps=80, device="cuda", progress=False)
+    assert trained.memory["data"] == more.taken > 0
+    assert math.isfinite(trained.column("loss")[-1])
 
 
 @on_cuda
