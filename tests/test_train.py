@@ -421,6 +421,24 @@ def test_a_shuffled_tensor_finds_its_place_again() -> None:
         assert all(torch.equal(next(first), next(second)) for _ in range(9))
 
 
+def test_orders_that_a_thread_draws_are_the_same() -> None:
+    """As for a GPU, which would wait; where a place is found again, what was drawn is discarded."""
+    x = torch.arange(47.0)[:, None]
+    for drawn in (0, 1, 4, 5, 12):
+        first, second, meanwhile = (batches.shuffled(x, 10, seed=2) for _ in range(3))
+        meanwhile._waits = True
+        for _ in range(drawn):
+            assert torch.equal(next(first), next(meanwhile))
+        second._waits = True
+        for _ in range(7):
+            next(second)
+        second.load_state_dict(meanwhile.state_dict())
+        expected = [next(first) for _ in range(12)]
+        assert all(torch.equal(next(second), x_BD) for x_BD in expected)
+        assert all(torch.equal(next(meanwhile), x_BD) for x_BD in expected)
+        assert second._drawn and meanwhile._drawn
+
+
 def test_a_stream_that_knows_its_place_is_not_read_again() -> None:
     """Its own state is used; any other stream is read forward."""
 

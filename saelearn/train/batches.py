@@ -16,6 +16,7 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -108,6 +109,10 @@ class Shuffled(Iterator[Tensor]):
         self._target_ND, self.d_in = target_ND, x_ND.shape[1]
         self.sample_ND = self._rows(slice(SAMPLE_ROWS))
         self._generator = torch.Generator().manual_seed(seed)
+        self._waits = x_ND.is_cuda  # an epoch's order takes a processor as long as a hundred steps
+        self._thread = ThreadPoolExecutor(1)
+        self._drawn: Future[tuple[Tensor, Tensor]] | None = None
+        self._order_N: Tensor | None = None
         self._begin_epoch()
 
     def _rows(self, which: slice | Tensor) -> Tensor:
@@ -117,10 +122,17 @@ class Shuffled(Iterator[Tensor]):
         return torch.cat([rows_NX, _taken(self._target_ND, which).to(rows_NX)], dim=1)
 
     def _begin_epoch(self) -> None:
-        self._epoch_state = self._generator.get_state()
-        order_N = torch.randperm(len(self.x_ND), generator=self._generator)
-        self._order_N = order_N.to(self.x_ND.device)  # once an epoch: a copy waits for a GPU
-        self._row = 0
+        """A new order; for a GPU a thread draws the next one meanwhile."""
+        self._epoch_state, order_N = self._drawn.result() if self._drawn else self._draw()
+        self._last_order_N = self._order_N  # a GPU may still read it: let nobody have its memory
+        self._order_N = order_N.to(self.x_ND.device, non_blocking=True)  # once: a copy waits
+        self._row, self._drawn = 0, self._thread.submit(self._draw) if self._waits else None
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """The generator's state, and the order that it gives."""
+        state, pinned = self._generator.get_state(), self.x_ND.is_cuda
+        n = len(self.x_ND)
+        return state, torch.randperm(n, generator=self._generator, pin_memory=pinned)
 
     def __next__(self) -> Tensor:
         if self._row + self.size > len(self.x_ND):
@@ -141,6 +153,9 @@ class Shuffled(Iterator[Tensor]):
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state_dict` was called."""
+        if self._drawn:
+            self._drawn.result()
+            self._drawn = None
         self._generator.set_state(state["epoch"])
         self._begin_epoch()
         self._row = state["row"]
