@@ -63,6 +63,8 @@ class Room:
         if state == "full":
             self._place_K, self._next = count_K.cumsum() - count_K, len(x_ND)
         self._stream = torch.cuda.Stream(x_ND.device) if x_ND.is_cuda else None
+        if self._stream:  # whoever had this memory before may not have done with it
+            self._stream.wait_stream(torch.cuda.current_stream(x_ND.device))
 
     @property
     def _near(self) -> bool:
