@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from saelearn.activations import MEMORY_LIMIT, ActivationStore
-from saelearn.activations.room import PIECE, Room
+from saelearn.activations.room import LOT, Room
 from saelearn.activations.shards import DTYPES, Shards, ShardWriter, Tokens
 
 DOCUMENT = 127  # rows of one made-up document: 128 tokens without the first
@@ -207,10 +208,8 @@ class _Sent(Room):
 
     def _send(self, shard: int, runs: list, out_ND: Tensor) -> Tensor:
         if not hasattr(self._own, "piece_ND"):
-            self._own.piece_ND = out_ND.new_zeros(PIECE // out_ND[0].nbytes, out_ND.shape[1])
-        for piece in self._lots(runs, PIECE):
-            n = sum(rows for _, rows in piece)
-            self._source.read(shard, piece, self._own.piece_ND[:n], finite=False)
+            self._own.piece_ND = out_ND.new_zeros(LOT // out_ND[0].nbytes, out_ND.shape[1])
+        self._source.read(shard, runs, self._own.piece_ND[: len(out_ND)], finite=False)
         return out_ND.new_zeros(2)
 
 
@@ -219,9 +218,9 @@ def measure_sending(folder: Path) -> float:
     shards = Shards.open(folder)
     x_ND = torch.empty(sum(shards.rows_S), shards.d_in, dtype=shards.dtype)  # never touched
     blocks_K3 = np.array([(s, 0, n) for s, n in enumerate(shards.rows_S)])
-    every_K, order_N = np.arange(len(blocks_K3)), np.arange(len(x_ND))
+    every_K, draw = np.arange(len(blocks_K3)), partial(np.arange, len(x_ND))
     start = time.process_time()
-    _Sent(shards, blocks_K3, x_ND, state="keeps").load(every_K, order_N, None)
+    _Sent(shards, blocks_K3, x_ND, state="keeps").load(every_K, draw, None)
     return len(x_ND) / (time.process_time() - start)
 
 

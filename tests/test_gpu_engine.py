@@ -499,7 +499,7 @@ def test_activations_go_to_the_gpu_as_a_whole_if_they_fit(monkeypatch, determini
     how = {"l1_coefficient": 0.5, "steps": 60, "device": "cuda", "progress": False}
     across = how | {"target": 2 * rows(), "kind": Transcoder}
     there, further = train(rows(), 64, **how), train(rows(), 64, **across)
-    assert 2 * there.memory["data"] == further.memory["data"] == 2 * rows().nbytes
+    assert rows().nbytes < there.memory["data"] < further.memory["data"] - rows().nbytes
     monkeypatch.setattr(beside, "SHARE", 0.0)
     here, not_further = train(rows(), 64, **how), train(rows(), 64, **across)
     assert "data" not in here.memory | not_further.memory

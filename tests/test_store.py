@@ -255,7 +255,6 @@ def test_training_takes_it_and_goes_on(folder: Path) -> None:
 def far(monkeypatch) -> None:
     """Rows travel in pieces, as to a GPU."""
     monkeypatch.setattr(room_module.Room, "_near", False)
-    monkeypatch.setattr(room_module, "PIECE", 4 * 300)
     monkeypatch.setattr(room_module, "LOT", 4 * 700)
 
 
@@ -274,9 +273,44 @@ def test_a_gpu_gives_the_same_batches(folder: Path, far, done: int, drop_last: b
             there = store.on_device("cpu", memory)
             assert 0 < there.taken <= memory and there.state_dict()["batches"] == done
             assert same(list(there), whole[done:])
+            assert store.state_dict() == there.state_dict()
             assert same(take(store, 2), whole[:2])  # its place was handed over
             there.load_state_dict(json.loads(json.dumps(there.state_dict(batches=200))))
             assert same(list(there), whole[200:])
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, "float64"])
+def test_rows_of_a_tensor_go_there_too(far, dtype: str) -> None:
+    x_ND = numbered(5_000).to(getattr(torch, dtype)).requires_grad_()
+    blocks_K3 = np.array([(0, 0, 5_000)])
+    room = room_module.Room(
+        room_module.Held(x_ND),
+        blocks_K3,
+        torch.empty_like(x_ND, requires_grad=False),
+        state="keeps",
+    )
+    order_N = np.random.default_rng(0).permutation(5_000)
+    rows_N = room.load(np.array([0]), order_N.copy, None)
+    assert room.full and rows_N.tolist() == order_N.tolist()
+    assert torch.equal(room.x_ND, x_ND.detach())
+
+
+def test_without_memory_there_batches_come_from_here(folder: Path, far, monkeypatch) -> None:
+    """Somebody took it after it was asked how much there is."""
+    for limit in (SMALL, 2**30):
+        store = ActivationStore(folder, batch_size=72, epochs=1, seed=3, memory_limit=limit)
+        whole, there, empty = list(store), store.on_device("cpu", 2**30), torch.empty
+        refused = iter([True])
+
+        def full(*shape, refused=refused, empty=empty, **how):
+            if next(refused, False):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return empty(*shape, **how)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", full)
+            assert same(list(there), whole)
+        assert there.taken == 0 and next(refused, None) is None
 
 
 def test_rows_that_stay_are_read_once(folder: Path, far, monkeypatch) -> None:

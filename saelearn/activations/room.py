@@ -10,11 +10,11 @@ Shapes: N rows, B batch, D activation width; K blocks, each of neighbours in a s
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import torch
@@ -24,8 +24,7 @@ from saelearn.activations.shards import Shards, block_rows
 from saelearn.errors import ArtifactError
 
 READERS = min(16, max(4, os.cpu_count() or 4))  # threads that read and compare
-LOT = 2**24  # bytes that one reader reads before another's turn
-PIECE = 2**22  # bytes that travel to a GPU at once
+LOT = 2**23  # bytes that one of them reads before another's turn, and sends to a GPU at once
 HANDS = 4  # that gather a batch's rows on a CPU
 HANDFUL = 2**20  # bytes that are worth a hand
 Run = tuple[int, int]  # a first row, and how many
@@ -62,7 +61,7 @@ class Room:
         self._place_K = np.full(len(count_K), -1)
         if state == "full":
             self._place_K, self._next = count_K.cumsum() - count_K, len(x_ND)
-        self._stream = torch.cuda.Stream(x_ND.device) if x_ND.is_cuda else None
+        self._stream = _loading_stream(x_ND.device) if x_ND.is_cuda else None
         if self._stream:  # whoever had this memory before may not have done with it
             self._stream.wait_stream(torch.cuda.current_stream(x_ND.device))
 
@@ -81,7 +80,7 @@ class Room:
         return torch.cuda.current_stream(self.x_ND.device).record_event() if self._stream else None
 
     def load(
-        self, blocks_K: np.ndarray, order_N: np.ndarray, asked: torch.cuda.Event | None
+        self, blocks_K: np.ndarray, draw: Callable[[], np.ndarray], asked: torch.cuda.Event | None
     ) -> Tensor:
         """Read those blocks that are not there; all their rows' places, in an order.
 
@@ -89,7 +88,7 @@ class Room:
 
         Args:
             blocks_K: ascending.
-            order_N: which of their rows, counted through, comes when.
+            draw: gives which of their rows, counted through, comes when; called meanwhile.
             asked: what used the memory before. A window's places, which lie on the GPU too, are
                 given away only after that as well: both memories are of one stream.
         """
@@ -98,16 +97,16 @@ class Room:
         new_K = blocks_K[self._place_K[blocks_K] < 0] if self._keeps else blocks_K
         count_K = self._blocks_K3[new_K, 2]
         self._place_K[new_K] = self._next + count_K.cumsum() - count_K
-        self._read(new_K)
-        n = int(count_K.sum())
-        self._next = self._next + n if self._keeps else len(self.x_ND) // 2 - self._next
-        count_K = torch.from_numpy(self._blocks_K3[blocks_K, 2])
-        moved_K = torch.from_numpy(self._place_K[blocks_K]) - (count_K.cumsum(0) - count_K)
-        rows_N = torch.from_numpy(order_N)
-        if moved_K.any():
-            rows_N = (moved_K.repeat_interleave(count_K) + torch.arange(int(count_K.sum())))[rows_N]
+        order_N = self._read(new_K, draw)
+        self._next += int(count_K.sum()) if self._keeps else len(self.x_ND) // 2 - 2 * self._next
+        count_K = self._blocks_K3[blocks_K, 2]
+        moved_K = self._place_K[blocks_K] - (count_K.cumsum() - count_K)
+        if (moved_K == moved_K[0]).all():  # they follow each other
+            order_N += moved_K[0]
+        else:
+            order_N += moved_K.repeat(count_K)[order_N]
         with self._streaming():
-            return rows_N.to(self.x_ND.device)
+            return torch.from_numpy(order_N).to(self.x_ND.device)
 
     def take(self, rows_B: Tensor, hands: ThreadPoolExecutor) -> Tensor:
         """The rows at some places, as a tensor of their own.
@@ -125,7 +124,7 @@ class Room:
         parts = max(1, min(HANDS, torch.get_num_threads(), out_BD.nbytes // HANDFUL))
         rows_P = np.array_split(rows_B.numpy(), parts)
         out_P = np.array_split(_bytes(out_BD), parts)
-        take = partial(_bytes(x_ND).take, axis=0, mode="clip")
+        take = functools.partial(_bytes(x_ND).take, axis=0, mode="clip")
         if parts == 1:
             take(rows_P[0], out=out_P[0])
             return out_BD
@@ -135,52 +134,63 @@ class Room:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def _read(self, blocks_K: np.ndarray) -> None:
-        """Blocks into the memory from `_next` on, by several threads."""
-        at, jobs = self._next, []
-        with ThreadPoolExecutor(READERS) as readers:
-            blocks = self._blocks_K3[blocks_K].tolist()
+    def _read(self, blocks_K: np.ndarray, draw: Callable[[], np.ndarray]) -> np.ndarray:
+        """Blocks into the memory from `_next` on, by several threads; what was drawn meanwhile."""
+        at, jobs, blocks = self._next, [], self._blocks_K3[blocks_K].tolist()
+        with self._arrived(), ThreadPoolExecutor(READERS) as readers:
             for shard, group in itertools.groupby(blocks, key=lambda block: block[0]):
-                for runs in self._lots([(first, n) for _, first, n in group], LOT):
+                for runs in self._lots([(first, n) for _, first, n in group]):
                     out_ND = self.x_ND[at : at + sum(n for _, n in runs)]
                     read = self._source.read if self._near else self._send
                     jobs.append(readers.submit(read, shard, runs, out_ND))
                     at += len(out_ND)
+            drawn = draw()
             found = [job.result() for job in jobs]
-        if self._near or not found:
-            return
-        with self._streaming():
-            finite = bool(torch.stack(found).isfinite().all())  # which waits for the stream
-        if not finite:
-            for shard, first, n in blocks:  # the source says what it is, and where
-                self._source.read(
-                    shard, [(first, n)], self.x_ND.new_empty(n, self.x_ND.shape[1], device="cpu")
-                )
-            raise ArtifactError(
-                "rows that reach the GPU as they were read", "NaN or infinity there"
-            )
+            if found and not self._near:
+                self._check_finite(found, blocks)
+        return drawn
 
     def _send(self, shard: int, runs: list[Run], out_ND: Tensor) -> Tensor:
         """Rows into a GPU's memory; what it looks for NaN in: the least and the largest number."""
-        at = 0
         with self._streaming():
-            for piece in self._lots(runs, PIECE):
-                shape = (sum(n for _, n in piece), out_ND.shape[1])
-                pinned = out_ND.is_cuda
-                part_ND = torch.empty(shape, dtype=out_ND.dtype, device="cpu", pin_memory=pinned)
-                self._source.read(shard, piece, part_ND, finite=False)
-                out_ND[at : at + len(part_ND)].copy_(part_ND, non_blocking=True)
-                at += len(part_ND)
-            return torch.stack(out_ND.aminmax())
+            piece_ND = torch.empty(
+                out_ND.shape, dtype=out_ND.dtype, device="cpu", pin_memory=out_ND.is_cuda
+            )
+            self._source.read(shard, runs, piece_ND, finite=False)
+            return torch.stack(out_ND.copy_(piece_ND, non_blocking=True).aminmax())
 
-    def _streaming(self) -> contextlib.AbstractContextManager:
-        return torch.cuda.stream(self._stream) if self._stream else contextlib.nullcontext()
+    def _check_finite(self, found: list[Tensor], blocks: list[list[int]]) -> None:
+        with self._streaming():
+            if bool(torch.stack(found).isfinite().all()):
+                return
+        for shard, first, n in blocks:  # their source says what it is, and where
+            piece_ND = torch.empty(n, self.x_ND.shape[1], dtype=self.x_ND.dtype)
+            self._source.read(shard, [(first, n)], piece_ND)
+        raise ArtifactError("rows that reach the GPU as they were read", "NaN or infinity there")
 
-    def _lots(self, runs: list[Run], most: int) -> Iterator[list[Run]]:
-        """Runs in lots of so many bytes; where one is cut, a checksum's block ends."""
+    @contextlib.contextmanager
+    def _streaming(self) -> Iterator[None]:
+        """What a GPU is asked for inside goes the room's own way; a thread begins on the first."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
+            yield
+
+    @contextlib.contextmanager
+    def _arrived(self) -> Iterator[None]:
+        """Afterwards nothing is on its way any more, also if something went wrong."""
+        try:
+            yield
+        finally:
+            if self._stream is not None:
+                self._stream.synchronize()
+
+    def _lots(self, runs: list[Run]) -> Iterator[list[Run]]:
+        """Runs in lots; where one is cut, a checksum's block ends."""
         width, dtype = self.x_ND.shape[1], self.x_ND.dtype
         block = block_rows(width, dtype)
-        size = max(1, most // (width * dtype.itemsize * block)) * block
+        size = max(1, LOT // (width * dtype.itemsize * block)) * block
         lot, room = [], size
         for first, n in runs:
             for start in range(first, first + n, size):
@@ -191,6 +201,16 @@ class Room:
                 lot.append((start, rows))
                 room -= rows
         yield lot
+
+
+@functools.cache
+def _loading_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all rooms of a GPU, of the urgent ones.
+
+    The others are handed out in turns, again and again, and one of these is what a step's launches
+    are recorded on: what others put there meanwhile would be recorded, and not done.
+    """
+    return torch.cuda.Stream(device, priority=-1)
 
 
 def _bytes(x_ND: Tensor) -> np.ndarray:

@@ -351,13 +351,13 @@ class Shards:
 
     def _compare(self, shard: int, first: int, n: int, rows: memoryview) -> None:
         """Refuse rows, `n` from the given one on, of which a whole block differs from its sum."""
-        size, width = block_rows(self.d_in, self.dtype), self.d_in * self.dtype.itemsize
-        for number in range(-(-first // size), len(self.sums_S[shard])):
+        sums, size = self.sums_S[shard], block_rows(self.d_in, self.dtype)
+        width = len(rows) // n
+        for number in range(-(-first // size), len(sums)):
             low, high = number * size, min((number + 1) * size, self.rows_S[shard])
             if high > first + n:
                 return
-            block = rows[(low - first) * width : (high - first) * width]
-            if zlib.crc32(block) != self.sums_S[shard][number]:
+            if zlib.crc32(rows[(low - first) * width : (high - first) * width]) != sums[number]:
                 path, received = self.paths_S[shard], "others: the disk, or somebody, changed them"
                 expected = f"rows {low:,} to {high:,} of {path} as they were written"
                 raise ArtifactError(expected, received, _AGAIN)

@@ -103,11 +103,11 @@ class ActivationStore:
         self.batches_per_epoch += self.rows % batch_size > 0 and not drop_last
         if self.batches_per_epoch == 0:
             raise Refusal(f"at least {batch_size} rows", f"{self.rows}", "drop_last=False")
-        self._start = self._given = 0
+        self._start, self._given = 0, [0]  # the second is shared with what `on_device` gives
 
     def __iter__(self) -> Iterator[Tensor]:
         start, self._start = self._start, 0
-        self._given = start
+        self._given[0] = start
         return self._give(start)
 
     def state_dict(self, batches: int | None = None) -> dict:
@@ -117,7 +117,7 @@ class ActivationStore:
             batches: how many have been used since the first epoch's beginning; by default as
                 many as were given out. Who takes batches ahead of their use says it here.
         """
-        return {"batches": self._given if batches is None else batches} | self._order
+        return {"batches": self._given[0] if batches is None else batches} | self._order
 
     def load_state_dict(self, state: dict) -> None:
         """Let the next loop go on from there.
@@ -132,7 +132,7 @@ class ActivationStore:
                     repr(state.get(key)),
                     "make the store from the same data with the same arguments",
                 )
-        self._start = self._given = check_whole(state.get("batches"), "batches", 0)
+        self._start = self._given[0] = check_whole(state.get("batches"), "batches", 0)
 
     def on_device(self, device: str | torch.device, memory: int) -> ActivationStore:
         """The same batches from the same place on, gathered by a GPU out of its own memory.
@@ -230,17 +230,29 @@ class ActivationStore:
         x_ND = self._x_ND
         if x_ND is not None and x_ND.device == self._device:
             return Room(Held(x_ND), self._blocks_K3, x_ND, state="full")
-        n, state = (self.rows, "keeps") if self._stays else (2 * self._window_rows, "turns")
-        room_ND = torch.empty(n, self.d_in, dtype=self.dtype, device=self._device)
         source = self._shards if x_ND is None else Held(x_ND)
-        return Room(source, self._blocks_K3, room_ND, state=state)
+        try:
+            return Room(source, self._blocks_K3, **self._memory())
+        except torch.OutOfMemoryError:  # others took it meanwhile
+            self._device, self._stays = torch.device("cpu"), self.windows == 1
+            self.taken = 0
+            return self._enter()
+
+    def _memory(self) -> dict[str, Any]:
+        n, state = (self.rows, "keeps") if self._stays else (2 * self._window_rows, "turns")
+        x_ND = torch.empty(n, self.d_in, dtype=self.dtype, device=self._device)
+        return {"x_ND": x_ND, "state": state}
 
     def _load(self, room: Room, window: _Window, *asked: Any) -> Tensor:
         """Read a window; where its rows lie, in the order in which to give them out."""
         blocks_K = np.sort(window.blocks_K)  # forward through the files
         n = int(self._blocks_K3[blocks_K, 2].sum())
-        order_N = np.random.default_rng((self.seed, window.epoch, window.number)).permutation(n)
-        rows_N = room.load(blocks_K, order_N[window.skip :], *asked)
+
+        def draw() -> np.ndarray:
+            rng = np.random.default_rng((self.seed, window.epoch, window.number))
+            return rng.permutation(n)[window.skip :]
+
+        rows_N = room.load(blocks_K, draw, *asked)
         if room.full:
             self._room = room
         return rows_N
@@ -272,7 +284,7 @@ class ActivationStore:
                     short = window.last and not len(rows_N) and not self.drop_last
                     if held == self.batch_size or short:
                         given += 1
-                        self._given = given
+                        self._given[0] = given
                         yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
                         pieces, held = [], 0
                 if window.last:

@@ -11,6 +11,7 @@ Shapes: N rows of data, B batch, D activation width, W width of a row with its t
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import queue
@@ -33,6 +34,7 @@ from saelearn.errors import (
 )
 
 SAMPLE_ROWS = 2**16
+CHECK_BYTES = 2**26  # looked at for NaN at a time, which makes a mask
 AHEAD = 3  # batches that are drawn before they are used
 FINGERPRINT_BYTES = 2**28  # larger data are compared by rows at equal distances
 
@@ -72,9 +74,9 @@ def batches(
 
 def check_rows(x_ND: Tensor) -> Tensor:
     """`errors.check_activations` piece by piece: looking for NaN makes a mask of all it sees."""
-    if not isinstance(x_ND, Tensor) or x_ND.ndim != 2 or len(x_ND) <= SAMPLE_ROWS:
+    if not isinstance(x_ND, Tensor) or x_ND.ndim != 2 or x_ND.nbytes <= CHECK_BYTES:
         return check_activations(x_ND)
-    for part_ND in x_ND.split(SAMPLE_ROWS):
+    for part_ND in x_ND.split(max(1, CHECK_BYTES // x_ND[0].nbytes)):
         check_activations(part_ND)
     return x_ND
 
@@ -123,16 +125,11 @@ class Shuffled(Iterator[Tensor]):
 
     def _begin_epoch(self) -> None:
         """A new order; for a GPU a thread draws the next one meanwhile."""
-        self._epoch_state, order_N = self._drawn.result() if self._drawn else self._draw()
+        drawing = self._generator, len(self.x_ND), self.x_ND.is_cuda
+        self._epoch_state, order_N = self._drawn.result() if self._drawn else _drawn(*drawing)
         self._last_order_N = self._order_N  # a GPU may still read it: let nobody have its memory
         self._order_N = order_N.to(self.x_ND.device, non_blocking=True)  # once: a copy waits
-        self._row, self._drawn = 0, self._thread.submit(self._draw) if self._waits else None
-
-    def _draw(self) -> tuple[Tensor, Tensor]:
-        """The generator's state, and the order that it gives."""
-        state, pinned = self._generator.get_state(), self.x_ND.is_cuda
-        n = len(self.x_ND)
-        return state, torch.randperm(n, generator=self._generator, pin_memory=pinned)
+        self._row, self._drawn = 0, self._thread.submit(_drawn, *drawing) if self._waits else None
 
     def __next__(self) -> Tensor:
         if self._row + self.size > len(self.x_ND):
@@ -159,6 +156,11 @@ class Shuffled(Iterator[Tensor]):
         self._generator.set_state(state["epoch"])
         self._begin_epoch()
         self._row = state["row"]
+
+
+def _drawn(generator: torch.Generator, n: int, pinned: bool) -> tuple[Tensor, Tensor]:
+    """The generator's state, and the order of n rows that it gives."""
+    return generator.get_state(), torch.randperm(n, generator=generator, pin_memory=pinned)
 
 
 def _taken(x_ND: Tensor, which: slice | Tensor) -> Tensor:
@@ -312,6 +314,7 @@ class _Ahead:
         self._fresh = getattr(source, "fresh", False)
         self._queue: queue.Queue[_Sent | BaseException] = queue.Queue(AHEAD)
         self._closed = threading.Event()
+        self._after = torch.cuda.current_stream(device)
         self._drawer = threading.Thread(target=self._draw, daemon=True)
         self._drawer.start()
 
@@ -327,8 +330,8 @@ class _Ahead:
         self._drawer.join()
 
     def _draw(self) -> None:
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.default_stream(self._device))
+        stream = _drawing_stream(self._device)
+        stream.wait_stream(self._after)
         try:
             with torch.cuda.device(self._device), torch.cuda.stream(stream):
                 while not self._closed.is_set():
@@ -339,6 +342,8 @@ class _Ahead:
                     self._put(_Sent(x_BD, len(whole_BD), self._source.state_dict(), arrived))
         except BaseException as error:
             self._put(error)
+        finally:  # what it reads may be given away
+            stream.synchronize()
 
     def _sent(self, x_BD: Tensor) -> Tensor:
         """On its way; PyTorch keeps pinned memory until what was asked of it is done."""
@@ -354,6 +359,12 @@ class _Ahead:
             with contextlib.suppress(queue.Full):
                 self._queue.put(item, timeout=0.1)
                 return
+
+
+@functools.cache
+def _drawing_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for each GPU, urgent: of the others one is what a step's launches are recorded on."""
+    return torch.cuda.Stream(device, priority=-1)
 
 
 def _numbers(x_BD: Tensor) -> Tensor:

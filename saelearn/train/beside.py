@@ -12,10 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saelearn.train import memory
+from saelearn.train import memory, parallel
+from saelearn.train.batches import SAMPLE_ROWS, check_rows
 from saelearn.train.settings import Settings
 
 SHARE = 0.5  # of what the training leaves: others may use the GPU, too
+ORDERS = 16  # bytes a row: its place in this epoch's order and in the last one's
 
 
 class Placed(NamedTuple):
@@ -52,14 +54,29 @@ def placed(
     if any(not isinstance(t, Tensor) or t.ndim != 2 or t.device.type != "cpu" for t in both):
         return as_they_are
     d_out = None if target is None else target.shape[1]
-    size = sum(t.nbytes for t in both)
-    if size > _left(data.shape[1], d_out, settings.batch_size, settings, saes):
+    taken = sum(t.nbytes for t in both) + ORDERS * len(data)
+    if target is not None:  # a sample of both side by side
+        taken += min(SAMPLE_ROWS, len(data)) * (data.shape[1] + d_out) * data.itemsize
+    if taken > _left(data.shape[1], d_out, settings.batch_size, settings, saes):
         return as_they_are
-    return Placed(*(t if t is None else t.to(device) for t in (data, target)), size)
+    try:
+        return Placed(*(t if t is None else _copied(t, device) for t in (data, target)), taken)
+    except torch.OutOfMemoryError:  # in pieces there was enough
+        return as_they_are
+
+
+def _copied(x_ND: Tensor, device: torch.device) -> Tensor:
+    """Rows in a GPU's memory, looked at before; on the way a part at a time is made contiguous."""
+    check_rows(x_ND)
+    there_ND = torch.empty(x_ND.shape, dtype=x_ND.dtype, device=device)
+    for part_ND, to_ND in zip(x_ND.detach().split(2**14), there_ND.split(2**14), strict=True):
+        to_ND.copy_(part_ND)
+    return there_ND
 
 
 def _left(d_in: int, d_out: int | None, batch_size: int, settings: Settings, saes: int) -> int:
     """Bytes of the GPU's memory that data may take."""
     kind = memory.of_kind(settings.small_sae(d_in, d_out), settings)
+    kind["processes"] = parallel.size()
     needed = memory.needed(d_in, saes * settings.d_sae, batch_size, **kind)
     return int(SHARE * max(0, (memory.free(settings.device) or 0) - sum(needed.values())))

@@ -20,7 +20,7 @@ from saelearn.sae import SAE, Loss, Objective
 from saelearn.train import memory
 from saelearn.train.autograd import Seen
 from saelearn.train.batches import Feed, batches
-from saelearn.train.beside import placed
+from saelearn.train.beside import Placed, placed
 from saelearn.train.engines import engine_for, kernel_for
 from saelearn.train.fast.kernels import Case, SparseL1, Stack
 from saelearn.train.fast.updates import move
@@ -121,34 +121,30 @@ def sweep(
         total=steps * len(together), desc=f"{len(runs)} SAEs", unit="step", mininterval=0.5,
         disable=not progress,
     ) as bar:  # fmt: skip
+        source = data() if callable(data) else data
+        there = placed(source, target, runs[0].settings, saes=len(together[0]))
         for group in together:
-            source = data() if callable(data) else data
-            states = _train(source, group, target=target, stop=stop, bar=bar, callback=callback)
+            states = _train(there, group, stop=stop, bar=bar, callback=callback)
             done |= {id(run): state.so_far() for run, state in zip(group, states, strict=True)}
             if states[0].step < steps:
                 break
+            del states  # as large as those that follow
     return [done[id(run)] for run in runs if id(run) in done]
 
 
 def _train(
-    data: Tensor | Iterable[Tensor],
-    runs: Sequence[Run],
-    *,
-    target: Tensor | None,
-    stop: Stop,
-    bar: tqdm,
-    callback: Callback | None,
+    there: Placed, runs: Sequence[Run], *, stop: Stop, bar: tqdm, callback: Callback | None
 ) -> list[State]:
     """`train.train` for all runs on the same batches."""
     first = runs[0].settings
     tokens = first.objective.reads_tokens
-    data, target, taken = placed(data, target, first, saes=len(runs))
-    source = batches(data, first.batch_size, seed=first.seed, target=target, tokens=tokens)
+    how = {"seed": first.seed, "target": there.target, "tokens": tokens}
+    source = batches(there.data, first.batch_size, **how)
     feed, common = Feed(source, first.device), Rows(first, source)
     rows = [common.with_(run.settings) for run in runs]
     kind = memory.of_kind(common.small_sae(), first)
     room = memory.check(common.d_in, len(runs) * first.d_sae, common.batch_size, **kind)
-    room |= {"data": taken} if taken else {}
+    room |= {"data": there.taken} if there.taken else {}
     bar.set_description(memory.title(f"{len(runs)} SAEs at once", room))
     states = [each.new_state(room) for each in rows]
     several = (_SideBySide if _alike(states, runs) else _InTurn)(states, rows)
