@@ -203,11 +203,8 @@ class Stream(Iterator[Tensor]):
         if not held:
             raise StopIteration
         self._begun, rows = self._start(), min(held, wanted)
-        for piece in self._held:
-            if (
-                piece.x_ND.is_cuda
-            ):  # made by another thread, perhaps: its stream may not have it yet
-                piece.x_ND.record_stream(torch.cuda.current_stream(piece.x_ND.device))
+        for x_ND in (piece.x_ND for piece in self._held if piece.x_ND.is_cuda):
+            x_ND.record_stream(torch.cuda.current_stream(x_ND.device))  # made on another, perhaps
         x_ND = torch.cat([piece.x_ND for piece in self._held])[:rows]
         self._drop(rows)
         self._number, self._at = self._number + 1, 0
