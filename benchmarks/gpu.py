@@ -393,7 +393,7 @@ def from_disk(gigabytes: float) -> dict[str, object]:
             print(name, found[name], file=sys.stderr, flush=True)
             torch.cuda.empty_cache()
     found["l0"] = found["on_gpu"]["l0"]
-    step_ms = 1_000 * seconds({"": ours(problem(found["l0"]), "bf16", None)})[""]
+    step_ms = 1_000 * seconds({"": ours(problem(max(1.0, found["l0"])), "bf16", None)})[""]
     found["step_ms"] = round(step_ms, 3)
     for name in ways:
         found[name]["share_of_step"] = round(step_ms / found[name]["later_ms"], 3)

@@ -506,7 +506,7 @@ def test_activations_go_to_the_gpu_as_a_whole_if_they_fit(monkeypatch, determini
     for a, b in zip(there.sae.parameters(), here.sae.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(further.sae.parameters(), not_further.sae.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 @on_cuda

@@ -89,8 +89,7 @@ class Room:
         Args:
             blocks_K: ascending.
             draw: gives which of their rows, counted through, comes when; called meanwhile.
-            asked: what used the memory before. A window's places, which lie on the GPU too, are
-                given away only after that as well: both memories are of one stream.
+            asked: what used the memory before.
         """
         if asked is not None:
             asked.synchronize()
@@ -116,6 +115,8 @@ class Room:
         takes). Where a GPU is in use, they come in memory that it can fetch them from.
         """
         x_ND = self.x_ND
+        if rows_B.is_cuda:  # whose memory is the loader's to give away
+            rows_B.record_stream(torch.cuda.current_stream(rows_B.device))
         if x_ND.device.type != "cpu" or not x_ND.is_contiguous():
             return x_ND.index_select(0, rows_B)
         shape = (len(rows_B), x_ND.shape[1])

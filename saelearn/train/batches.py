@@ -270,6 +270,10 @@ class Feed(Iterator[Tensor]):
         cut: Callable[[Tensor], Tensor] = lambda x_BD: x_BD,
     ):
         self._source, self._device, self._cut = source, torch.device(device), cut
+        if self._device.type == "cuda" and self._device.index is None:
+            self._device = torch.device(
+                "cuda", torch.cuda.current_device()
+            )  # another thread's is 0
         self._ahead: _Ahead | None = None
         self.rows = 0
         self._state: dict | None = None  # the source's, after the batch that was given out
@@ -330,20 +334,21 @@ class _Ahead:
         self._drawer.join()
 
     def _draw(self) -> None:
-        stream = _drawing_stream(self._device)
-        stream.wait_stream(self._after)
         try:
+            stream = _drawing_stream(self._device)
+            stream.wait_stream(self._after)
             with torch.cuda.device(self._device), torch.cuda.stream(stream):
-                while not self._closed.is_set():
-                    whole_BD = next(self._source)
-                    x_BD = self._sent(self._cut(whole_BD))
-                    arrived = torch.cuda.Event()
-                    arrived.record(stream)
-                    self._put(_Sent(x_BD, len(whole_BD), self._source.state_dict(), arrived))
+                try:
+                    while not self._closed.is_set():
+                        whole_BD = next(self._source)
+                        x_BD = self._sent(self._cut(whole_BD))
+                        arrived = torch.cuda.Event()
+                        arrived.record(stream)
+                        self._put(_Sent(x_BD, len(whole_BD), self._source.state_dict(), arrived))
+                finally:  # what it reads may be given away
+                    stream.synchronize()
         except BaseException as error:
             self._put(error)
-        finally:  # what it reads may be given away
-            stream.synchronize()
 
     def _sent(self, x_BD: Tensor) -> Tensor:
         """On its way; PyTorch keeps pinned memory until what was asked of it is done."""

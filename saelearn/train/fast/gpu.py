@@ -16,6 +16,7 @@ Shapes: K SAEs, B batch, D width, F features each; G = K F, R = K B.
 from __future__ import annotations
 
 import importlib.util
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -37,6 +38,9 @@ RECORDS = 16
 WORKSPACE = 2**27  # bytes that products and recorded launches keep for themselves
 WARM = 3  # times that launches go one by one before they are recorded as one
 DIGITS = ((31, 20, 2_048), (20, 10, 1_024), (10, 0, 1_024))  # of a positive number's 31 bits
+
+
+_RECORDING = threading.Lock()  # a GPU takes one recording at a time
 
 
 def room(B: int, D: int, F: int, precision: str) -> int:
@@ -248,14 +252,16 @@ class GpuKernel:
         return found
 
     def _taken_down(self, name: tuple, work: Callable[[], Any]) -> tuple | None:
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         try:
-            torch.cuda.synchronize(self._device)
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                found = work()
+            with _RECORDING:
+                torch.cuda.synchronize(self._device)
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    found = work()
             if name[0] == "gradients":
                 self._check_record(graph)
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # where a recording was spoilt, it was left on its own
             self._record = False
             self._recorded.clear()
             warnings.warn(f"the step's launches are not joined: {error}", stacklevel=2)
