@@ -58,15 +58,24 @@ print(before, most(), needed)
 """
 
 
+def growth(program: str) -> tuple[int, int]:
+    """By how much a process grows, the middle one of three: beside others on a busy machine one in
+    forty keeps a matrix longer than the rest. And what was counted."""
+    found = []
+    for _ in range(3):
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        before, after, needed = map(int, done.stdout.split())
+        found.append((after - before, needed))
+    return sorted(found)[1]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
 @pytest.mark.parametrize("shape", [(256, 8_192, 1_024, 0.0), (512, 8_192, 512, 0.6)])
 def test_the_count_is_what_a_process_grows_by(shape):
     """Dense, and by lists of half of all entries: a fresh SAE has that many."""
-    done = subprocess.run(
-        [sys.executable, "-c", GROWTH.format(shape)], capture_output=True, text=True, check=True
-    )
-    before, after, needed = map(int, done.stdout.split())
-    assert 0.75 * needed < after - before < 1.15 * needed
+    grown, needed = growth(GROWTH.format(shape))
+    assert 0.75 * needed < grown < 1.15 * needed
 
 
 AUTOGRAD = """
@@ -89,10 +98,8 @@ print(before, most(), needed)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
 def test_what_automatic_differentiation_keeps_is_counted():
-    command = [sys.executable, "-c", AUTOGRAD]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    before, after, needed = map(int, done.stdout.split())
-    assert 0.75 * needed < after - before < 1.15 * needed
+    grown, needed = growth(AUTOGRAD)
+    assert 0.75 * needed < grown < 1.15 * needed
 
 
 def test_too_little_is_refused_with_sizes_that_fit(monkeypatch):
