@@ -23,7 +23,7 @@ class Plan:
 
     encoder: how active entries are found, of `fast.ENCODERS`; the result is the same.
     sparse_below: share of active entries below which the sparse way is taken; 0 is always dense.
-    otherwise: the encoder that takes over from "bytes" where rows are too uneven for it.
+    otherwise: the encoder that takes over where rows are too uneven for "bytes" or "shorts".
     """
 
     encoder: str = "plain"

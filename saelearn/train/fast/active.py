@@ -38,6 +38,16 @@ def loops() -> ModuleType | None:
     return loops
 
 
+@cache
+def shorts() -> ModuleType | None:
+    """The product of bytes for processors with AVX2 alone, or None on any other."""
+    try:
+        from saelearn.train.fast import shorts
+    except MISSING:
+        return None
+    return shorts
+
+
 class Scratch:
     """Uninitialised tensors that are used again: fresh pages cost more than what fills them."""
 

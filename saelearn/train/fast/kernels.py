@@ -29,7 +29,7 @@ from torch import Tensor
 from saelearn.sae import L1, SAE, BatchTopK, Loss, Now, Objective, Squared, TopK
 from saelearn.train.autograd import Plan, Seen
 from saelearn.train.fast.active import Parts, Scratch, at_entries, loops
-from saelearn.train.fast.search import active, few, largest
+from saelearn.train.fast.search import ROUGH, active, few, largest
 from saelearn.train.fast.updates import move
 from saelearn.train.update import Adam, update_
 
@@ -171,7 +171,7 @@ class Kernel:
     ) -> Parts:
         given = input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._scratch
         lists, proposed = active(*given, encoder=self._encoder)
-        if self._encoder == "bytes" and proposed > TOO_ROUGH:
+        if self._encoder in ROUGH and proposed > TOO_ROUGH:
             self._encoder = self.plan.otherwise  # finds the same
         lists = lists or active(*given, encoder=self._encoder)[0]
         weights = sae.W_enc_KFD, sae.W_dec_KFD
@@ -221,12 +221,15 @@ class SparseTopK(Kernel):
 
     @torch.no_grad()
     def __call__(self, sae: TopK | BatchTopK, x_BD: Tensor, objective: Squared, now: Now) -> Seen:
-        found = {}
+        found, plan = {}, self.plan
+        encoder = (
+            plan.otherwise if plan.encoder == "shorts" else plan.encoder
+        )  # which has no maxima
 
         def parts_of(stack: Stack, input_KBD: Tensor, target_KBD: Tensor, price: Price) -> Parts:
             lists = largest(
                 input_KBD, stack.W_enc_KFD, stack.b_enc_KF, self._scratch, k=sae.k,
-                of_batch=isinstance(sae, BatchTopK), encoder=self.plan.encoder,
+                of_batch=isinstance(sae, BatchTopK), encoder=encoder,
             )  # fmt: skip
             weights = stack.W_enc_KFD, stack.W_dec_KFD
             parts = at_entries(*weights, input_KBD, target_KBD, *price, lists, self._scratch)

@@ -18,25 +18,54 @@ import numpy as np
 from saelearn.compiled import loop
 
 BLOCK = 64  # features whose sums are added up by themselves, whichever thread has them
+STRETCH = 64  # numbers of a row whose products with a feature's are added in 16 bits (`shorts`)
 f32 = np.float32
 
 
 @loop()
-def rounded(x_ND, q_ND, side_4N, low, high):
-    """Rows as whole numbers up to 127 times a scale, of which the last row holds: 1 / scale, the
-    length of what rounding took, of what is left and of all, the latter three over the scale."""
+def _longest(x_D):
+    """The length of the even or the odd pairs of a stretch, where it is largest."""
+    D, square = len(x_D), f32(0)
+    for begin in range(0, D, STRETCH):
+        even = odd = f32(0)
+        for d in range(begin, min(begin + STRETCH, D - 3), 4):
+            even += x_D[d] * x_D[d] + x_D[d + 1] * x_D[d + 1]
+            odd += x_D[d + 2] * x_D[d + 2] + x_D[d + 3] * x_D[d + 3]
+        square = max(square, even, odd)
+        if begin + STRETCH > D:
+            rest = f32(0)  # of a last quad that is not whole, as if all were of one kind
+            for d in range(D // 4 * 4, D):
+                rest += x_D[d] * x_D[d]
+            square = max(square, even + rest, odd + rest)
+    return np.sqrt(square)
+
+
+@loop()
+def rounded(x_ND, q_NE, side_4N, most, longest, offset, low, high):
+    """Rows as whole numbers up to `most` times a scale, of which the last row holds: 1 / scale, the
+    length of what rounding took, of what is left and of all, the latter three over the scale.
+
+    Args:
+        q_NE: may be wider than x: what is beyond it is 0.
+        longest: of each stretch the even pairs are no longer, nor the odd, before rounding; 0 for
+            any length.
+        offset: added to each number.
+    """
     D = x_ND.shape[1]
     for n in range(low, high):
-        x, q = x_ND[n], q_ND[n]
-        most = f32(0)
+        x, q = x_ND[n], q_NE[n]
+        top = f32(0)
         for d in range(D):
-            most = max(most, abs(x[d]))
-        per = f32(127) / max(most, f32(1e-10))
+            top = max(top, abs(x[d]))
+        per = most / max(top, f32(1e-10))
+        if longest > f32(0):
+            per = min(per, longest / max(_longest(x), f32(1e-10)))
         lost = kept = full = f32(0)
+        q[D:] = offset
         for d in range(D):
             v = x[d] * per
             whole = np.int32(v + f32(128.5)) - np.int32(128)
-            q[d] = whole
+            q[d] = whole + offset
             left = f32(whole)
             lost += (v - left) * (v - left)
             kept += left * left

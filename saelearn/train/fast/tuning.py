@@ -24,7 +24,7 @@ from saelearn.errors import ArtifactError
 from saelearn.train.fast.active import loops
 from saelearn.train.fast.kernels import Case, Kernel, Plan, Stack
 from saelearn.train.fast.machine import processor
-from saelearn.train.fast.search import ENCODERS
+from saelearn.train.fast.search import ENCODERS, ROUGH
 
 SMALL = 2**21  # multiplications of one product; below, lists cost what they save
 MOST_OPERATIONS = 6e9  # of one product in the measurement; larger batches are cut
@@ -91,7 +91,7 @@ def measure(B: int, D: int, F: int) -> Plan:
     able = {n: way for n, way in ways.items() if found[n] is not None and found[n].equal(plain)}
     seconds = _seconds(able)
     best, *others = sorted(able, key=seconds.__getitem__)
-    return Plan(best, otherwise=next((name for name in others if name != "bytes"), "plain"))
+    return Plan(best, otherwise=next((name for name in others if name not in ROUGH), "plain"))
 
 
 def _step(plan: Plan, sae: Stack, x_BD: Tensor) -> Callable[[], tuple]:
