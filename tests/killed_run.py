@@ -42,6 +42,7 @@ PLANS = {
     "onednn": Plan("onednn", 1.1),
     "screen": Plan("screen", 1.1),
     "bytes": Plan("bytes", 1.1),
+    "shorts": Plan("shorts", 1.1),
     "mixed": Plan("plain", 0.2),  # dense at first, sparse later
 }
 
