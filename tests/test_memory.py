@@ -60,7 +60,7 @@ print(before, most(), needed)
 
 def growth(program: str) -> tuple[int, int]:
     """By how much a process grows, the middle one of three: beside others on a busy machine one in
-    forty keeps a matrix longer than the rest. And what was counted."""
+    forty took an eighth more than the rest, why is not known. And what was counted."""
     found = []
     for _ in range(3):
         command = [sys.executable, "-c", program]
