@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from saelearn.sae import AT_FULL, L1, SAE, BatchTopK, TopK
 from saelearn.toy import PlantedFeatures
 from saelearn.train import Adam, sweep, train
-from saelearn.train.fast import ENCODERS, Plan, SparseL1, active
+from saelearn.train.fast import ENCODERS, Plan, SparseL1, active, loops
 from saelearn.train.fast import threads as crew
 from saelearn.train.fast.updates import move
 from saelearn.train.update import update_
@@ -60,6 +61,46 @@ def test_trainings_with_any_plan_end_in_the_same_bits(how, sparse_below, monkeyp
     for other in others:
         assert_equal_bits(first, other)
     assert not torch.equal(first[0], weights(plans[0], **HOW[how], seed=1)[0])
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 31, 64, 129])
+def test_an_entry_has_the_same_bits_whatever_is_multiplied_out_beside_it(width):
+    generator = torch.Generator().manual_seed(width)
+    x_ND = torch.randn(9, width, generator=generator).numpy()
+    W_FD, b_F = torch.randn(2, 1, width, generator=generator).numpy(), np.zeros(1, np.float32)
+
+    def products(row_A: list[int]) -> np.ndarray:
+        z_A, starts_F = np.zeros(len(row_A), np.float32), np.array([0, len(row_A)], np.int32)
+        loops.dots(x_ND, W_FD[0], b_F, starts_F, np.array(row_A, np.int32), z_A, 0, 1)
+        return z_A
+
+    alone_N = np.concatenate([products([row]) for row in range(9)])
+    np.testing.assert_allclose(alone_N, x_ND @ W_FD[0, 0], rtol=1e-4, atol=1e-5)
+    for begin in range(4):
+        np.testing.assert_array_equal(products(list(range(begin, 9))), alone_N[begin:])
+
+
+@pytest.mark.parametrize(("longest", "offset", "kind"), [(0, 0, np.int8), (125, 64, np.uint8)])
+@pytest.mark.parametrize("scale", [1.0, 0.1, 1 / 3, 1e-20, 1e20])
+def test_what_rounding_says_is_of_the_numbers_it_wrote(longest, offset, kind, scale):
+    """Also where all lie between two whole numbers, and either is as near."""
+    x_ND = np.full((3, 70), 20.5)
+    x_ND[1, ::2] *= -1
+    x_ND[2] = np.random.default_rng(0).standard_normal(70)
+    x_ND[:, 0] = 63
+    x_ND = np.ascontiguousarray(x_ND * scale, np.float32)
+    q_NE, side_4N = np.zeros((3, 72), kind), np.zeros((4, 3), np.float32)
+    how = np.float32(63), np.float32(longest), np.int32(offset)
+    loops.rounded(x_ND, q_NE, side_4N, *how, 0, 3)
+    whole_ND = q_NE[:, :70].astype(np.float64) - offset
+    exact_ND = x_ND * side_4N[0, :, None].astype(np.float64)
+    assert (q_NE[:, 70:] == offset).all() and (side_4N[0] > 0).all()
+    assert np.abs(whole_ND - exact_ND).max() < 0.5 + 1e-4
+    for side_N, of_ND in zip(side_4N[1:], (exact_ND - whole_ND, whole_ND, exact_ND), strict=True):
+        np.testing.assert_allclose(side_N, np.sqrt((of_ND**2).sum(1)), rtol=1e-5)
+    if longest:
+        pairs_NSP = np.pad(exact_ND, ((0, 0), (0, 58))).reshape(3, 2, -1, 2, 2)
+        assert (pairs_NSP**2).sum((2, 4)).max() <= longest**2 * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -20,30 +20,35 @@ from saelearn.compiled import loop
 BLOCK = 64  # features whose sums are added up by themselves, whichever thread has them
 STRETCH = 64  # numbers of a row whose products with a feature's are added in 16 bits (`shorts`)
 f32 = np.float32
+EVEN_S = np.tile(np.array([1, 1, 0, 0], f32), STRETCH // 4)  # 1 at a stretch's even pairs
 
 
 @loop()
-def _longest(x_D):
-    """The length of the even or the odd pairs of a stretch, where it is largest."""
+def _longest(x_D, per):
+    """The length of the even or the odd pairs of a stretch, times `per`, where it is largest, or a
+    bit more."""
     D, square = len(x_D), f32(0)
     for begin in range(0, D, STRETCH):
-        even = odd = f32(0)
-        for d in range(begin, min(begin + STRETCH, D - 3), 4):
-            even += x_D[d] * x_D[d] + x_D[d + 1] * x_D[d + 1]
-            odd += x_D[d + 2] * x_D[d + 2] + x_D[d + 3] * x_D[d + 3]
-        square = max(square, even, odd)
-        if begin + STRETCH > D:
-            rest = f32(0)  # of a last quad that is not whole, as if all were of one kind
-            for d in range(D // 4 * 4, D):
-                rest += x_D[d] * x_D[d]
-            square = max(square, even + rest, odd + rest)
-    return np.sqrt(square)
+        x = x_D[begin : begin + STRETCH]
+        whole = len(x) // 4 * 4
+        full = even = rest = f32(0)
+        for d in range(whole):
+            v = x[d] * per  # neither so large nor so small that its square is not a number
+            full += v * v
+            even += v * v * EVEN_S[d]
+        for d in range(whole, len(x)):  # of a last quad, as if all were of one kind
+            rest += x[d] * per * (x[d] * per)
+        square = max(square, even + rest, full - even + rest)
+    return np.sqrt(square * f32(1 + 2.0**-16))  # a difference of sums is less exact than a sum
 
 
 @loop()
 def rounded(x_ND, q_NE, side_4N, most, longest, offset, low, high):
     """Rows as whole numbers up to `most` times a scale, of which the last row holds: 1 / scale, the
     length of what rounding took, of what is left and of all, the latter three over the scale.
+
+    One loop for each thing: LLVM vectorises it better than one for all. Sums are of fp32, for whole
+    numbers of 32 bits that numba adds have 64 afterwards, which AVX2 cannot turn into fp32.
 
     Args:
         q_NE: may be wider than x: what is beyond it is 0.
@@ -54,21 +59,20 @@ def rounded(x_ND, q_NE, side_4N, most, longest, offset, low, high):
     D = x_ND.shape[1]
     for n in range(low, high):
         x, q = x_ND[n], q_NE[n]
-        top = f32(0)
+        top = full = lost = kept = f32(0)
         for d in range(D):
             top = max(top, abs(x[d]))
         per = most / max(top, f32(1e-10))
         if longest > f32(0):
-            per = min(per, longest / max(_longest(x), f32(1e-10)))
-        lost = kept = full = f32(0)
+            per *= min(f32(1), longest / max(_longest(x, per), f32(1)))
         q[D:] = offset
         for d in range(D):
+            q[d] = np.int32(x[d] * per + f32(128.5)) - np.int32(128) + offset
+        for d in range(D):
+            whole = f32(q[d]) - f32(offset)  # what came of it, be it ever so near to a half
             v = x[d] * per
-            whole = np.int32(v + f32(128.5)) - np.int32(128)
-            q[d] = whole + offset
-            left = f32(whole)
-            lost += (v - left) * (v - left)
-            kept += left * left
+            lost += (v - whole) * (v - whole)
+            kept += whole * whole
             full += v * v
         side_4N[0, n], side_4N[1, n] = per, np.sqrt(lost)
         side_4N[2, n], side_4N[3, n] = np.sqrt(kept), np.sqrt(full)

@@ -22,7 +22,7 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from saelearn.compiled import loop
-from saelearn.train.fast.loops import STRETCH
+from saelearn.train.fast.loops import EVEN_S, STRETCH
 
 FEATURES, ROWS, VECTORS = 4, 16, 2  # of a tile; rows lie in two registers of 32 bytes
 QUADS = STRETCH // 4
@@ -168,14 +168,15 @@ def pack(x_KNQ, panel_KPQR, low, high):
 @loop()
 def starts(w_GD, start_GS2, low, high):
     """What sums have to begin at for each feature, since x goes in with `OFFSET` added."""
-    D = w_GD.shape[1]
     for g in range(low, high):
         for s in range(start_GS2.shape[1]):
-            even = odd = 0
-            for d in range(STRETCH * s, min(STRETCH * (s + 1), D), 4):
-                even += np.int32(w_GD[g, d]) + np.int32(w_GD[g, d + 1])
-                odd += np.int32(w_GD[g, d + 2]) + np.int32(w_GD[g, d + 3])
-            start_GS2[g, s, 0], start_GS2[g, s, 1] = -OFFSET * even, -OFFSET * odd
+            w = w_GD[g, STRETCH * s : STRETCH * (s + 1)]
+            full = even = np.float32(0)  # of whole numbers, so that they are exact
+            for d in range(len(w)):
+                full += np.float32(w[d])
+                even += np.float32(w[d]) * EVEN_S[d]
+            start_GS2[g, s, 0] = -OFFSET * np.int32(even)
+            start_GS2[g, s, 1] = -OFFSET * np.int32(full - even)
 
 
 @loop()
