@@ -128,9 +128,30 @@ def propose(u_KFN, first, w_K3F, x_K3B, chunk, starts_KCF, row_KCA, full_KC, low
 
 
 @loop()
+def _rows(row_A, a, end):
+    """Those of entry a and of the next three, or the last again."""
+    last = end - 1
+    return row_A[a], row_A[min(a + 1, last)], row_A[min(a + 2, last)], row_A[min(a + 3, last)]
+
+
+@loop()
+def _products(x_ND, rows, w_D):
+    """x.w of four rows, so that each number of w is fetched once for four and four rows of x are on
+    their way at a time."""
+    x0, x1, x2, x3 = x_ND[rows[0]], x_ND[rows[1]], x_ND[rows[2]], x_ND[rows[3]]
+    z0 = z1 = z2 = z3 = f32(0)
+    for d in range(len(w_D)):
+        z0 += x0[d] * w_D[d]
+        z1 += x1[d] * w_D[d]
+        z2 += x2[d] * w_D[d]
+        z3 += x3[d] * w_D[d]
+    return z0, z1, z2, z3
+
+
+@loop()
 def values(x_KBD, W_KFD, b_KF, first, starts_KCF, row_KCA, value_KCA, seen_KC, low, high):
     """x.w + b for each entry of the lists; those that are not above 0 leave."""
-    K, F, D = W_KFD.shape
+    K, F, _ = W_KFD.shape
     for task in range(low, high):
         k, c = task % K, first + task // K
         x_BD, starts = x_KBD[min(k, x_KBD.shape[0] - 1)], starts_KCF[k, c]
@@ -139,15 +160,14 @@ def values(x_KBD, W_KFD, b_KF, first, starts_KCF, row_KCA, value_KCA, seen_KC, l
         seen_KC[k, c] = starts[F]
         for f in range(F):
             w, bias, end = W_KFD[k, f], b_KF[k, f], starts[f + 1]
-            for a in range(begin, end):
-                x = x_BD[row[a]]
-                z = f32(0)
-                for d in range(D):
-                    z += x[d] * w[d]
-                z += bias
-                row[n] = row[a]
-                value[n] = z
-                n += z > f32(0)
+            for a in range(begin, end, 4):
+                four = _rows(row, a, end)
+                products = _products(x_BD, four, w)
+                for i in range(min(4, end - a)):
+                    z = products[i] + bias
+                    row[n] = four[i]
+                    value[n] = z
+                    n += z > f32(0)
             begin = end
             starts[f + 1] = n
 
@@ -155,15 +175,12 @@ def values(x_KBD, W_KFD, b_KF, first, starts_KCF, row_KCA, value_KCA, seen_KC, l
 @loop()
 def dots(x_ND, W_FD, b_F, starts_F, row_A, z_A, low, high):
     """x.w + b for one list, of whatever sign."""
-    D = x_ND.shape[1]
     for f in range(low, high):
-        w, bias = W_FD[f], b_F[f]
-        for a in range(starts_F[f], starts_F[f + 1]):
-            x = x_ND[row_A[a]]
-            z = f32(0)
-            for d in range(D):
-                z += x[d] * w[d]
-            z_A[a] = z + bias
+        w, bias, end = W_FD[f], b_F[f], starts_F[f + 1]
+        for a in range(starts_F[f], end, 4):
+            products = _products(x_ND, _rows(row_A, a, end), w)
+            for i in range(min(4, end - a)):
+                z_A[a + i] = products[i] + bias
 
 
 @loop()
@@ -208,13 +225,11 @@ def decode(
                 for d in range(D):
                     e[d] += v * w[d]
         for f in range(F):
-            w, price = W_KFD[k, f], price_KF[k, f]
-            for a in range(starts[f], starts[f + 1]):
-                e = error_BD[row[a]]
-                s = f32(0)
-                for d in range(D):
-                    s += e[d] * w[d]
-                slope[a] = scale * s + price
+            w, price, end = W_KFD[k, f], price_KF[k, f], starts[f + 1]
+            for a in range(starts[f], end, 4):
+                products = _products(error_BD, _rows(row, a, end), w)
+                for i in range(min(4, end - a)):
+                    slope[a + i] = scale * products[i] + price
         sum_D, squares = sum_KCD[k, c], 0.0
         sum_D[:] = 0
         for r in range(c * chunk, last):
