@@ -222,9 +222,8 @@ class SparseTopK(Kernel):
     @torch.no_grad()
     def __call__(self, sae: TopK | BatchTopK, x_BD: Tensor, objective: Squared, now: Now) -> Seen:
         found, plan = {}, self.plan
-        encoder = (
-            plan.otherwise if plan.encoder == "shorts" else plan.encoder
-        )  # which has no maxima
+        # by "shorts" there are no maxima
+        encoder = plan.otherwise if plan.encoder == "shorts" else plan.encoder
 
         def parts_of(stack: Stack, input_KBD: Tensor, target_KBD: Tensor, price: Price) -> Parts:
             lists = largest(
