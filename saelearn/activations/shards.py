@@ -9,6 +9,7 @@ Shapes: N rows, D activation width.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -319,9 +320,9 @@ class Shards:
     ) -> None:
         """Fill `out_ND` with some runs of a shard's rows, each a first row and how many.
 
-        Read rather than mapped: a file cut short meanwhile is an error then, not a crash. Between
-        the calls that let go of the interpreter's lock there is as little as can be: the thread
-        that trains asks for that lock at every operation, and there are several readers.
+        Read rather than mapped: a file cut short meanwhile is an error then, not a crash. There are
+        as few calls as can be that let go of the interpreter's lock and have to get it back: the
+        thread that trains asks for it at every operation, and there are several readers.
 
         Args:
             out_ND: contiguous, as many rows as the runs have together.
@@ -331,26 +332,32 @@ class Shards:
         if len(out_ND) != sum(n for _, n in runs):
             raise Refusal(f"room for {sum(n for _, n in runs)} rows", str(len(out_ND)))
         room, at = memoryview(out_ND.view(-1).view(torch.uint8).numpy()), 0
-        words, _ = _WORDS[self.dtype]
-        scratch_M, sound = np.empty(SCRATCH if finite else 0, dtype=words), True
         try:
             with path.open("rb", buffering=0) as file:
                 for first, n in runs:
-                    rows, at = room[at : at + n * width], at + n * width
-                    file.seek(self.starts_S[shard] + first * width)
-                    _fill(rows, file)
-                    self._compare(shard, first, n, rows)
-                    if finite:
-                        sound &= _finite(np.frombuffer(rows, words), self.dtype, scratch_M)
-        except ArtifactError:  # which is an OSError, too
-            raise
+                    _fill(room[at : at + n * width], file, self.starts_S[shard] + first * width)
+                    at += n * width
         except OSError as error:
             raise ArtifactError(f"to read {path}", str(error), _AGAIN) from error
-        if not sound:
+        self._compare(shard, runs, room)
+        if finite and not _finite(np.frombuffer(room, _WORDS[self.dtype][0]), self.dtype):
             check_activations(out_ND, name=f"activations in {path.name}")
 
-    def _compare(self, shard: int, first: int, n: int, rows: memoryview) -> None:
-        """Refuse rows, `n` from the given one on, of which a whole block differs from its sum."""
+    def _compare(self, shard: int, runs: Sequence[tuple[int, int]], room: memoryview) -> None:
+        """Refuse rows of which a whole block differs from its sum; runs of whole blocks at once."""
+        size, width = block_rows(self.d_in, self.dtype), self.d_in * self.dtype.itemsize
+        sums, at = self.sums_S[shard], 0
+        if sums and all(first % size == n % size == 0 for first, n in runs):
+            whole = [range(first // size, (first + n) // size) for first, n in runs]
+            expected = _joined([sums[i] for numbers in whole for i in numbers], size * width)
+            if zlib.crc32(room) == expected:
+                return
+        for first, n in runs:
+            self._compare_each(shard, first, n, room[at : at + n * width])
+            at += n * width
+
+    def _compare_each(self, shard: int, first: int, n: int, rows: memoryview) -> None:
+        """The same of `n` rows from the given one on, block by block: which of them it is."""
         sums, size = self.sums_S[shard], block_rows(self.d_in, self.dtype)
         width = len(rows) // n
         for number in range(-(-first // size), len(sums)):
@@ -399,22 +406,55 @@ def _with_parts(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if PART.fullmatch(p.name)) or [folder]
 
 
-def _fill(part: memoryview, file: FileIO) -> None:
+def _fill(part: memoryview, file: FileIO, at: int) -> None:
+    """With what the file holds from a byte on."""
     while part:
-        n = file.readinto(part)
+        if hasattr(os, "preadv"):
+            n = os.preadv(file.fileno(), [part], at)
+        else:  # Windows: two calls
+            file.seek(at)
+            n = file.readinto(part)
         if not n:
             raise OSError("the file ends too early")
-        part = part[n:]
+        part, at = part[n:], at + n
 
 
-def _finite(bits_M: np.ndarray, dtype: torch.dtype, scratch_M: np.ndarray) -> bool:
+def _joined(sums: Sequence[int], length: int) -> int:
+    """The CRC-32 of blocks of the same length, one after the other, from that of each."""
+    tables, joined = _after_zeros(length), 0
+    for each in sums:
+        a, b, c, d = joined.to_bytes(4, "little")
+        joined = tables[0][a] ^ tables[1][b] ^ tables[2][c] ^ tables[3][d] ^ each
+    return joined
+
+
+@functools.lru_cache(maxsize=8)
+def _after_zeros(length: int) -> list[list[int]]:
+    """What so many zeros make of a CRC-32 that they follow, for each value of each of its bytes.
+
+    It is linear in the bits that stood there before, apart from a constant.
+    """
+    zeros = bytes(length)
+    constant = zlib.crc32(zeros)
+    bits = [zlib.crc32(zeros, 1 << bit) ^ constant for bit in range(32)]
+    tables = []
+    for byte in range(4):
+        table = [0]
+        for bit in bits[8 * byte : 8 * byte + 8]:
+            table += [value ^ bit for value in table]
+        tables.append(table)
+    return tables
+
+
+def _finite(bits_M: np.ndarray, dtype: torch.dtype) -> bool:
     """Whether numbers, given as words, are finite: infinity and NaN have an exponent of ones.
 
     NumPy looks at them in the thread that asks. PyTorch would wake a team of threads for each of
     the readers, and the teams would wait for each other's cores.
     """
     words, infinite = _WORDS[dtype]
-    for low in range(0, len(bits_M), len(scratch_M)):
+    scratch_M = np.empty(min(SCRATCH, len(bits_M)), dtype=words)
+    for low in range(0, len(bits_M), SCRATCH):
         part_M = bits_M[low : low + len(scratch_M)]
         size_M = np.bitwise_and(part_M, np.iinfo(words).max // 2, out=scratch_M[: len(part_M)])
         if size_M.max() >= infinite:
