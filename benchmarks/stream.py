@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from saelearn.activations import MEMORY_LIMIT, ActivationStore
-from saelearn.activations.room import LOT, Room
+from saelearn.activations.room import Room
 from saelearn.activations.shards import DTYPES, Shards, ShardWriter, Tokens
 
 DOCUMENT = 127  # rows of one made-up document: 128 tokens without the first
@@ -204,12 +204,11 @@ class _Sent(Room):
     """The processor's part where rows go to a GPU: to read and compare them, a piece at a time."""
 
     _near = False
-    _own = threading.local()  # of each reader; to a GPU it is pinned memory that is used again
 
     def _send(self, shard: int, runs: list, out_ND: Tensor) -> Tensor:
-        if not hasattr(self._own, "piece_ND"):
-            self._own.piece_ND = out_ND.new_zeros(LOT // out_ND[0].nbytes, out_ND.shape[1])
-        self._source.read(shard, runs, self._own.piece_ND[: len(out_ND)], finite=False)
+        piece_ND, sent = self._piece()
+        self._source.read(shard, runs, piece_ND[: len(out_ND)], finite=False)
+        self._pieces.append((piece_ND, sent))
         return out_ND.new_zeros(2)
 
 

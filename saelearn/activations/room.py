@@ -13,8 +13,10 @@ import contextlib
 import functools
 import itertools
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -23,11 +25,14 @@ from torch import Tensor
 from saelearn.activations.shards import Shards, block_rows
 from saelearn.errors import ArtifactError
 
-READERS = min(16, max(4, os.cpu_count() or 4))  # threads that read and compare
-LOT = 2**23  # bytes that one of them reads before another's turn, and sends to a GPU at once
+# Threads that read and compare: no more than half the cores, for they ask for the interpreter's
+# lock, and so does the thread that trains
+READERS = min(8, max(4, (os.cpu_count() or 4) // 2))
+LOT = 2**24  # bytes that one of them reads before another's turn, and sends to a GPU at once
 HANDS = 4  # that gather a batch's rows on a CPU
 HANDFUL = 2**20  # bytes that are worth a hand
 Run = tuple[int, int]  # a first row, and how many
+NEVER = threading.Event()
 
 
 class Held:
@@ -61,6 +66,7 @@ class Room:
         self._place_K = np.full(len(count_K), -1)
         if state == "full":
             self._place_K, self._next = count_K.cumsum() - count_K, len(x_ND)
+        self._pieces: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()  # not in use
         self._stream = _loading_stream(x_ND.device) if x_ND.is_cuda else None
         if self._stream:  # whoever had this memory before may not have done with it
             self._stream.wait_stream(torch.cuda.current_stream(x_ND.device))
@@ -77,10 +83,18 @@ class Room:
 
     def asked(self) -> torch.cuda.Event | None:
         """What a GPU was asked for so far, to be waited for before rows lose their place."""
-        return torch.cuda.current_stream(self.x_ND.device).record_event() if self._stream else None
+        if self._stream is None or self._keeps:
+            return None
+        asked = torch.cuda.Event(blocking=True)
+        asked.record(torch.cuda.current_stream(self.x_ND.device))
+        return asked
 
     def load(
-        self, blocks_K: np.ndarray, draw: Callable[[], np.ndarray], asked: torch.cuda.Event | None
+        self,
+        blocks_K: np.ndarray,
+        draw: Callable[[], np.ndarray],
+        asked: torch.cuda.Event | None,
+        stop: threading.Event = NEVER,
     ) -> Tensor:
         """Read those blocks that are not there; all their rows' places, in an order.
 
@@ -90,14 +104,20 @@ class Room:
             blocks_K: ascending.
             draw: gives which of their rows, counted through, comes when; called meanwhile.
             asked: what used the memory before.
+            stop: set when nobody wants them any more.
+
+        Raises:
+            CancelledError: it was.
         """
         if asked is not None:
             asked.synchronize()
         new_K = blocks_K[self._place_K[blocks_K] < 0] if self._keeps else blocks_K
         count_K = self._blocks_K3[new_K, 2]
         self._place_K[new_K] = self._next + count_K.cumsum() - count_K
-        order_N = self._read(new_K, draw)
+        order_N = self._read(new_K, draw, stop)
         self._next += int(count_K.sum()) if self._keeps else len(self.x_ND) // 2 - 2 * self._next
+        if self.full:
+            self._pieces.clear()
         count_K = self._blocks_K3[blocks_K, 2]
         moved_K = self._place_K[blocks_K] - (count_K.cumsum() - count_K)
         if (moved_K == moved_K[0]).all():  # they follow each other
@@ -135,18 +155,26 @@ class Room:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def _read(self, blocks_K: np.ndarray, draw: Callable[[], np.ndarray]) -> np.ndarray:
+    def _read(
+        self, blocks_K: np.ndarray, draw: Callable[[], np.ndarray], stop: threading.Event
+    ) -> np.ndarray:
         """Blocks into the memory from `_next` on, by several threads; what was drawn meanwhile."""
         at, jobs, blocks = self._next, [], self._blocks_K3[blocks_K].tolist()
+        read = self._source.read if self._near else self._send
+
+        def wanted(shard: int, runs: list[Run], out_ND: Tensor) -> Tensor | None:
+            return None if stop.is_set() else read(shard, runs, out_ND)
+
         with self._arrived(), ThreadPoolExecutor(READERS) as readers:
             for shard, group in itertools.groupby(blocks, key=lambda block: block[0]):
                 for runs in self._lots([(first, n) for _, first, n in group]):
                     out_ND = self.x_ND[at : at + sum(n for _, n in runs)]
-                    read = self._source.read if self._near else self._send
-                    jobs.append(readers.submit(read, shard, runs, out_ND))
+                    jobs.append(readers.submit(wanted, shard, runs, out_ND))
                     at += len(out_ND)
             drawn = draw()
             found = [job.result() for job in jobs]
+            if stop.is_set():
+                raise CancelledError
             if found and not self._near:
                 self._check_finite(found, blocks)
         return drawn
@@ -154,11 +182,29 @@ class Room:
     def _send(self, shard: int, runs: list[Run], out_ND: Tensor) -> Tensor:
         """Rows into a GPU's memory; what it looks for NaN in: the least and the largest number."""
         with self._streaming():
-            piece_ND = torch.empty(
-                out_ND.shape, dtype=out_ND.dtype, device="cpu", pin_memory=out_ND.is_cuda
-            )
-            self._source.read(shard, runs, piece_ND, finite=False)
-            return torch.stack(out_ND.copy_(piece_ND, non_blocking=True).aminmax())
+            piece_ND, sent = self._piece()
+            if sent is not None:
+                sent.synchronize()
+            part_ND = piece_ND[: len(out_ND)]
+            self._source.read(shard, runs, part_ND, finite=False)
+            out_ND.copy_(part_ND, non_blocking=True)
+            if sent is not None:
+                sent.record()
+            self._pieces.append((piece_ND, sent))
+            return torch.stack(out_ND.aminmax())
+
+    def _piece(self) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Memory for a lot, and when what it held last has been sent; two for each reader.
+
+        They are kept as long as anything is read: to pin memory takes longer than to fill it, and
+        what lies unused is let go at each recording of a step's launches.
+        """
+        if len(self._pieces) >= READERS:
+            return self._pieces.popleft()
+        shape = min(self._lot_rows, len(self.x_ND)), self.x_ND.shape[1]
+        on_gpu, how = self.x_ND.is_cuda, {"dtype": self.x_ND.dtype, "device": "cpu"}
+        piece_ND = torch.empty(shape, pin_memory=on_gpu, **how)
+        return piece_ND, torch.cuda.Event(blocking=True) if on_gpu else None
 
     def _check_finite(self, found: list[Tensor], blocks: list[list[int]]) -> None:
         with self._streaming():
@@ -187,11 +233,16 @@ class Room:
             if self._stream is not None:
                 self._stream.synchronize()
 
-    def _lots(self, runs: list[Run]) -> Iterator[list[Run]]:
-        """Runs in lots; where one is cut, a checksum's block ends."""
+    @property
+    def _lot_rows(self) -> int:
+        """Rows of a lot at most: where one is cut, a checksum's block ends."""
         width, dtype = self.x_ND.shape[1], self.x_ND.dtype
         block = block_rows(width, dtype)
-        size = max(1, LOT // (width * dtype.itemsize * block)) * block
+        return max(1, LOT // (width * dtype.itemsize * block)) * block
+
+    def _lots(self, runs: list[Run]) -> Iterator[list[Run]]:
+        """Runs in lots."""
+        size = self._lot_rows
         lot, room = [], size
         for first, n in runs:
             for start in range(first, first + n, size):
