@@ -463,6 +463,29 @@ def test_rows_that_are_not_finite_are_found_beyond_what_is_looked_at_at_once(mon
         assert shards._finite(bits_M, torch.bfloat16) == (place is None)
 
 
+def test_who_wants_no_more_waits_for_no_window(tmp_path: Path, far, monkeypatch) -> None:
+    folder = put(tmp_path / "s", numbered(10_000), shard_rows=1_300)
+    store = ActivationStore(folder, batch_size=72, memory_limit=SMALL)
+    first, rows, read = take(store, 3), [], shards.Shards.read
+
+    def slowly(self, shard: int, runs, out_ND, **how) -> None:
+        time.sleep(0.02)
+        rows.append(len(out_ND))
+        read(self, shard, runs, out_ND, **how)
+
+    monkeypatch.setattr(shards.Shards, "read", slowly)
+    monkeypatch.setattr(room_module, "READERS", 1)
+    there = store.on_device("cpu", 2 * store._row_bytes * store._window_rows)
+    for source in (store, there):
+        rows.clear()
+        given = iter(source)
+        next(given)
+        given.close()
+        window = 10_000 / store.windows
+        assert len(rows) > 5 and 0.8 * window < sum(rows) < 1.6 * window
+        assert same(take(source, 3), first)
+
+
 def test_a_shard_cut_short_while_it_is_used_is_an_error(tmp_path: Path) -> None:
     """A mapped file would end the process with SIGBUS."""
     folder = put(tmp_path / "s", numbered(10_000), shard_rows=1_300)

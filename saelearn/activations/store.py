@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -258,19 +259,24 @@ class ActivationStore:
         return rows_N
 
     def _ahead(self, room: Room, windows: Iterator[_Window]) -> Iterator[tuple[_Window, Tensor]]:
-        """Windows with the places of their rows; while one is in use, a thread reads the next."""
+        """Windows with the places of their rows; while one is in use, a thread reads the next, for
+        which nobody waits who wants no more."""
+        stop = threading.Event()
         with ThreadPoolExecutor(1) as thread:
 
             def begin() -> tuple[_Window, Future] | None:
-                window = next(windows, None)
-                return window and (window, thread.submit(self._load, room, window, room.asked()))
+                window, given = next(windows, None), (room.asked(), stop)
+                return window and (window, thread.submit(self._load, room, window, *given))
 
-            job = begin()
-            while job:
-                window, loading = job
-                rows_N = loading.result()
-                job = begin()  # to where the window before this one was
-                yield window, rows_N
+            try:
+                job = begin()
+                while job:
+                    window, loading = job
+                    rows_N = loading.result()
+                    job = begin()  # to where the window before this one was
+                    yield window, rows_N
+            finally:
+                stop.set()
 
     def _give(self, given: int) -> Iterator[Tensor]:
         pieces, held, room = [], 0, self._enter()
