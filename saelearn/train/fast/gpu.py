@@ -16,6 +16,7 @@ Shapes: K SAEs, B batch, D width, F features each; G = K F, R = K B.
 from __future__ import annotations
 
 import importlib.util
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,7 +139,8 @@ class GpuKernel:
         self.plan = plan or Plan("triton", SPARSE_BELOW[precision])
         self.precision, self._tiles, self._kernels = precision, tiles, triton_kernels
         self._dtype, self.way = DTYPES[precision], ""
-        self._kept: dict[str, Tensor] = {}
+        self._memory: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}  # what a step has of it
         self._seen: list[tuple[Tensor, Any]] = []  # how much was active, on its way to the host
         self._steps: dict[int, tuple[int, int]] = {}
         self._recorded: dict[tuple, int | tuple] = {}
@@ -174,10 +176,12 @@ class GpuKernel:
         batch.x_BD.copy_(x_BD)
         batch.l1_K.copy_(l1_K)
         few = True if k or self.plan.sparse_below >= 1 else self._few(batch)
-        if few is None:  # nothing is known yet: look at this batch
-            terms_3K, count_KF, active = self._gradients(batch, k, of_batch, None)
-        else:
+        if few is not None:
             self.way = "sparse" if few else "dense"
+        if few is None or batch.x_BD.nbytes < self._memory["x"].nbytes:
+            # nothing is known yet: look at this batch; or an epoch's last, too small to record
+            terms_3K, count_KF, active = self._gradients(batch, k, of_batch, few)
+        else:
             name = ("gradients", self.way, decoder_norm, centred, k, of_batch)
             terms_3K, count_KF, active = self._at_once(
                 name, batch, lambda: self._gradients(batch, k, of_batch, few)
@@ -534,11 +538,15 @@ class GpuKernel:
     # --- small things -----------------------------------------------------------------------------
 
     def _room(self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uninitialised memory, the same at each step."""
+        """Uninitialised memory, the same at each step; of a smaller one a part of it."""
         kept = self._kept.get(name)
         if kept is None or kept.shape != torch.Size(shape) or kept.dtype != dtype:
-            self._recorded.clear()  # records know the memory that goes now
-            kept = self._kept[name] = torch.empty(shape, dtype=dtype, device=self._device)
+            memory, n = self._memory.get(name), math.prod(shape)
+            if memory is None or len(memory) < n or memory.dtype != dtype:
+                self._recorded.clear()  # records know the memory that goes now
+                memory = torch.empty(n, dtype=dtype, device=self._device)
+                self._memory[name] = memory
+            kept = self._kept[name] = memory[:n].view(shape)
         return kept
 
     def _encode(self, batch: _Batch) -> None:
