@@ -64,23 +64,30 @@ def test_it_is_exact_at_any_size(sizes, seed, few):
 
 
 def worst() -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of numbers that are all as large as can be, of one sign, of two, in parts of 64."""
+    """Rows of numbers that are all as large as can be, of one sign, of two, in parts of 64, and in
+    one pair, whose products are added with saturation."""
     signs = torch.stack([torch.ones(200), -torch.ones(200), torch.ones(200).cumsum(0) % 2 * 2 - 1])
-    part_3D = torch.zeros(3, 200)
-    part_3D[0, :64] = part_3D[1, 64:100] = part_3D[2, 190:] = 1
-    return torch.cat([signs, part_3D])[None], torch.cat([part_3D, signs, -signs])[None]
+    part_4D = torch.zeros(4, 200)
+    part_4D[0, :64] = part_4D[1, 64:100] = part_4D[2, 190:] = part_4D[3, 4:6] = 1
+    return torch.cat([signs, part_4D])[None], torch.cat([part_4D, signs, -signs, -part_4D])[None]
 
 
 @needs_avx2
 def test_sums_fit_into_16_bits_for_the_longest_rows():
-    assert is_exact(*worst(), list(range(6)))
+    assert is_exact(*worst(), list(range(7)))
+
+
+@needs_avx2
+def test_numbers_beyond_the_largest_would_be_cut_off(monkeypatch):
+    monkeypatch.setattr(tiles, "MOST_W", 94)
+    assert not is_exact(*worst(), list(range(7)))
 
 
 @needs_avx2
 @pytest.mark.parametrize("limit", ["LONGEST_X", "LONGEST_W"])
 def test_without_the_limits_on_their_length_they_would_not(limit, monkeypatch):
     monkeypatch.setattr(tiles, limit, 0)
-    assert not is_exact(*worst(), list(range(6)))
+    assert not is_exact(*worst(), list(range(7)))
 
 
 STEP = """

@@ -26,10 +26,10 @@ from saelearn.train.fast.loops import EVEN_S, STRETCH
 
 FEATURES, ROWS, VECTORS = 4, 16, 2  # of a tile; rows lie in two registers of 32 bytes
 QUADS = STRETCH // 4
-OFFSET = 64
-MOST_X, MOST_W = 63, 127  # (63 + 64) 127 and once more the same are less than 2^15
+OFFSET = 90
+MOST_X = MOST_W = 90  # (90 + 90) 90 and once more the same are less than 2^15
 # of half a stretch before rounding, which adds 0.5 to each number: 2.83 at the most
-LONGEST_X, LONGEST_W = 125, 253  # (125 + 2.83) (253 + 2.83) < 2^15
+LONGEST_X = LONGEST_W = 178  # (178 + 2.83)^2 < 2^15; both alike, for then errors add up to least
 BLOCK = 32  # features whose rows stay in the core's first cache while panels pass by
 
 _features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
@@ -149,7 +149,17 @@ def _lowest(_typing, bits):
     """The place of the lowest bit that is set."""
 
     def generate(_context, b: ir.IRBuilder, _signature, arguments):
-        return b.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return b.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _how_many(_typing, bits):
+    """How many bits are set."""
+
+    def generate(_context, b: ir.IRBuilder, _signature, arguments):
+        return b.ctpop(arguments[0])
 
     return types.int64(types.int64), generate
 
@@ -204,6 +214,14 @@ def mark(panel_KPQR, w_KFD, start_KFS2, x_K3N, w_K3F, first, mark_KFP, low, high
 
 
 @loop()
+def _four(mark_P):
+    """The bits of four panels."""
+    a, b = np.int64(mark_P[0]), np.int64(mark_P[1])
+    c, d = np.int64(mark_P[2]), np.int64(mark_P[3])
+    return a | b << ROWS | c << 2 * ROWS | d << 3 * ROWS
+
+
+@loop()
 def listed(mark_KFP, first, last, chunk, starts_KCF, row_KCA, full_KC, low, high):
     """The lists of what is marked, as `loops.propose` makes them.
 
@@ -216,7 +234,7 @@ def listed(mark_KFP, first, last, chunk, starts_KCF, row_KCA, full_KC, low, high
         k, c = task // per, task % per
         row0 = first + c * chunk
         n_rows = min(chunk, last - row0)
-        begin = c * chunk // ROWS
+        begin, n_panels = c * chunk // ROWS, (n_rows + ROWS - 1) // ROWS
         c += first // chunk
         starts, row = starts_KCF[k, c], row_KCA[k, c]
         n = 0
@@ -226,12 +244,21 @@ def listed(mark_KFP, first, last, chunk, starts_KCF, row_KCA, full_KC, low, high
             if n + chunk + 8 > room:
                 full_KC[k, c] = max(F * chunk * n // (f * chunk + 1), n) + 2 * chunk
                 break
-            for i in range((n_rows + ROWS - 1) // ROWS):
-                bits = np.int64(mark_KFP[k, f, begin + i])
-                if ROWS * (i + 1) > n_rows:
-                    bits &= (1 << (n_rows - ROWS * i)) - 1
-                while bits:
-                    row[n] = row0 + ROWS * i + _lowest(bits)
-                    n += 1
-                    bits &= bits - 1
+            mark = mark_KFP[k, f, begin:]
+            for i in range(0, n_panels, 4):
+                left = n_rows - ROWS * i
+                if left >= 4 * ROWS:
+                    bits = _four(mark[i : i + 4])
+                else:
+                    bits = np.int64(0)
+                    for j in range(i, n_panels):
+                        bits |= np.int64(mark[j]) << (ROWS * (j - i))
+                    bits &= (1 << left) - 1
+                end = n + _how_many(bits)
+                while n < end:
+                    for j in range(4):  # more than there are do no harm, and most have fewer
+                        row[n + j] = row0 + ROWS * i + _lowest(bits)
+                        bits &= bits - 1
+                    n += 4
+                n = end
             starts[f + 1] = n
