@@ -132,7 +132,8 @@ class Kernel:
         """
         (l1_K, decoder_norm, centred), B = case, len(x_BD)
         sae = Stack(*(parameter.contiguous() for parameter in sae))
-        norm_KF, weighted = sae.W_dec_KFD.norm(dim=2), decoder_norm == "weighted"
+        norm_KF = torch.linalg.vector_norm(sae.W_dec_KFD, dim=2)
+        weighted = decoder_norm == "weighted"
         weight_KF = norm_KF if weighted else torch.ones_like(norm_KF)
         price = Price(weight_KF * (l1_K[:, None] / B), l1_K * weighted, norm_KF)
         b_dec_K1D = sae.b_dec_KD[:, None]

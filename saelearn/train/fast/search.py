@@ -205,33 +205,36 @@ def _shorts(x_KBD: Tensor, W_KFD: Tensor, b_KF: Tensor, scratch: Scratch) -> Pro
 def _rounded_to(
     name: str, full_KND: Tensor, width: int, kind: torch.dtype, scratch: Scratch, most: int = 127,
     longest: int = 0, offset: int = 0, *, rows: int | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, np.ndarray]:  # fmt: skip
     """Rows in whole numbers, filled up to a width and a number of rows, and what `loops.rounded`
     says of each."""
     K, N, D = full_KND.shape
-    whole_KME = scratch(name, (K, rows or N, width), kind)
-    whole_KME[:, N:] = 0
-    side_4KN = torch.zeros(4, K, rows or N)
+    M = rows or N
+    whole_KME, side_4KM = scratch(name, (K, M, width), kind), np.zeros((4, K, M), np.float32)
+    if M > N:
+        whole_KME[:, N:] = 0
+    full, whole = full_KND.detach().numpy(), whole_KME.numpy()
     how = np.float32(most), np.float32(longest), np.int32(offset)
     for k in range(K):  # one after the other: those that were filled up have rows between them
-        each = full_KND[k].detach().numpy(), whole_KME[k, :N].numpy(), side_4KN[:, k].numpy()
+        each = full[k], whole[k, :N], side_4KM[:, k]
         spread(loops().rounded, N, 3 * N * D, *each, *how)
-    return whole_KME, side_4KN
+    return whole_KME, side_4KM
 
 
 def _sides_of_rounded(
-    x_4KB: Tensor, w_4KF: Tensor, b_KF: Tensor, D: int
+    x_4KB: np.ndarray, w_4KF: np.ndarray, b_KF: Tensor, D: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """By what the product of whole numbers may fall short of x.w, and the bias, in its units."""
     _, K, B = x_4KB.shape
+    b, F = b_KF.detach().numpy(), b_KF.shape[1]
     sums = (D + 4) * ROUNDED * ROUND_UP  # what sums of D terms in fp32 may lose
-    x_K3B, w_K3F = torch.empty(K, 3, B), torch.zeros(K, 3, w_4KF.shape[2])
+    x_K3B, w_K3F = np.empty((K, 3, B), np.float32), np.empty((K, 3, w_4KF.shape[2]), np.float32)
     x_K3B[:, 0] = x_4KB[1] * ROUND_UP + x_4KB[3] * sums
     x_K3B[:, 1], x_K3B[:, 2] = x_4KB[2] * ROUND_UP, x_4KB[0]
     w_K3F[:, 0], w_K3F[:, 1] = w_4KF[3] * ROUND_UP, w_4KF[1] * ROUND_UP
-    F = b_KF.shape[1]  # there may be more, of zeros
-    w_K3F[:, 2, :F] = (b_KF + b_KF.abs() * 2.0**-20) * w_4KF[0, :, :F]
-    return w_K3F.numpy(), x_K3B.numpy()
+    w_K3F[:, 2, :F] = (b + np.abs(b) * 2.0**-20) * w_4KF[0, :, :F]
+    w_K3F[:, 2, F:] = 0  # there may be more, of zeros
+    return w_K3F, x_K3B
 
 
 def _with_margin(

@@ -39,9 +39,11 @@ def move(
     if not all(optimizer.state.get(p) for p in moved):
         return False
     compiled = loops()
-    if compiled is None or not all(_fits(p, slope, p is unit) for p, slope in moved.items()):
-        return False
     rows = {p: (_matrix(slope, p), _matrix(p, p)) for p, slope in moved.items()}
+    if compiled is None or any(matrix is None for pair in rows.values() for matrix in pair):
+        return False
+    if unit is not None and not unit.is_contiguous():
+        return False
     factor_K = np.ones(n_saes, np.float32)
     if clip_norm < np.inf:
         square_K = np.zeros(n_saes)
@@ -55,33 +57,16 @@ def move(
         state["step"] += 1
         t = float(state["step"])
         lr = np.float32(optimizer.lr * optimizer.factor_of(p) / (1 - 0.9**t))
-        root = np.float32(1 / np.sqrt(1 - 0.999**t))
+        root = np.float32((1 - 0.999**t) ** -0.5)
         moments = (_matrix(state[name], p) for name in ("exp_avg", "exp_avg_sq"))
-        spread(
-            compiled.adam,
-            len(W_GD),
-            4 * W_GD.size,
-            slope_GD,
-            W_GD,
-            *moments,
-            factor_K,
-            lr,
-            root,
-            p is unit,
-        )
+        given = slope_GD, W_GD, *moments, factor_K, lr, root, p is unit
+        spread(compiled.adam, len(W_GD), 4 * W_GD.size, *given)
     return True
 
 
-def _fits(parameter: Tensor, slope: Tensor, is_unit: bool) -> bool:
-    at_hand = all(
-        t.device.type == "cpu"
-        and t.dtype == torch.float32
-        and rows_of(t, parameter).is_contiguous()
-        for t in (parameter, slope)
-    )
-    return at_hand and (not is_unit or parameter.is_contiguous())
-
-
-def _matrix(tensor: Tensor, parameter: Tensor) -> np.ndarray:
-    rows = rows_of(tensor.detach(), parameter)
-    return rows.reshape(-1, rows.shape[-1]).numpy()
+def _matrix(tensor: Tensor, parameter: Tensor) -> np.ndarray | None:
+    """Rows as they lie in memory, if the loops can go by them."""
+    if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+        return None
+    rows = rows_of(tensor.detach(), parameter).numpy()
+    return rows.reshape(-1, rows.shape[-1]) if rows.flags.c_contiguous else None
