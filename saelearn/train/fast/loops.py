@@ -14,6 +14,9 @@ A entries of a chunk, G = K F features of all.
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from saelearn.compiled import loop
 
@@ -21,6 +24,18 @@ BLOCK = 64  # features whose sums are added up by themselves, whichever thread h
 STRETCH = 64  # numbers of a row whose products with a feature's are added in 16 bits (`shorts`)
 f32 = np.float32
 EVEN_S = np.tile(np.array([1, 1, 0, 0], f32), STRETCH // 4)  # 1 at a stretch's even pairs
+
+
+@intrinsic
+def _larger(_typing, a, b):
+    """Of two numbers, or NaN if one is: unlike Python's `max` LLVM vectorises it."""
+
+    def generate(_context, b: ir.IRBuilder, _signature, arguments):
+        kind = ir.FloatType()
+        function = ir.FunctionType(kind, [kind, kind])
+        return b.call(b.module.declare_intrinsic("llvm.maximum", [kind], function), arguments)
+
+    return types.float32(types.float32, types.float32), generate
 
 
 @loop()
@@ -47,8 +62,8 @@ def rounded(x_ND, q_NE, side_4N, most, longest, offset, low, high):
     """Rows as whole numbers up to `most` times a scale, of which the last row holds: 1 / scale, the
     length of what rounding took, of what is left and of all, the latter three over the scale.
 
-    One loop for each thing: LLVM vectorises it better than one for all. Sums are of fp32, for whole
-    numbers of 32 bits that numba adds have 64 afterwards, which AVX2 cannot turn into fp32.
+    Whole numbers are made in fp32: those of 32 bits that numba adds have 64 afterwards, which AVX2
+    cannot turn into fp32.
 
     Args:
         q_NE: may be wider than x: what is beyond it is 0.
@@ -61,16 +76,15 @@ def rounded(x_ND, q_NE, side_4N, most, longest, offset, low, high):
         x, q = x_ND[n], q_NE[n]
         top = full = lost = kept = f32(0)
         for d in range(D):
-            top = max(top, abs(x[d]))
+            top = _larger(abs(x[d]), top)
         per = most / max(top, f32(1e-10))
         if longest > f32(0):
             per *= min(f32(1), longest / max(_longest(x, per), f32(1)))
         q[D:] = offset
         for d in range(D):
-            q[d] = np.int32(x[d] * per + f32(128.5)) - np.int32(128) + offset
-        for d in range(D):
-            whole = f32(q[d]) - f32(offset)  # what came of it, be it ever so near to a half
             v = x[d] * per
+            whole = np.floor(v + f32(0.5))
+            q[d] = np.int32(whole + f32(offset))
             lost += (v - whole) * (v - whole)
             kept += whole * whole
             full += v * v
