@@ -138,7 +138,7 @@ def at_entries(
     C, scale = lists.starts_KCF.shape[1], np.float32(2 / B)
     blocks = -(-F // compiled.BLOCK)
     error_KBD, sum_KCD = scratch("error", (K, B, D)), np.empty((K, C, D), np.float32)
-    square_KC, slope_KCA = np.empty((K, C)), scratch("slopes", lists.row_KCA.shape).numpy()
+    square_KC = np.empty((K, C))
     entries = lists.starts_KCF, lists.row_KCA, lists.value_KCA
     work = D * (2 * K * (F + B) + 3 * int(lists.starts_KCF[..., -1].sum()))
     W_enc, W_dec, x, target, price, pull, norm = (
@@ -146,16 +146,16 @@ def at_entries(
         for t in (W_enc_KFD, W_dec_KFD, input_KBD, target_KBD, price_KF, pull_K, norm_KF)
     )
     spread(
-        compiled.decode, K * C, work, target, W_dec, price, scale, lists.chunk, 0, *entries,
-        error_KBD.numpy(), slope_KCA, sum_KCD, square_KC,
+        compiled.decode, K * C, work, target, W_dec, lists.chunk, 0, *entries, error_KBD.numpy(),
+        sum_KCD, square_KC,
     )  # fmt: skip
     d_W_enc_KFD, d_W_dec_KFD = scratch("d_enc", (K, F, D)), scratch("d_dec", (K, F, D))
     d_b_enc_KF, sum_f_KF = torch.empty(K, F), torch.empty(K, F)
     count_KF, moved_KGD = torch.empty(K, F, dtype=torch.int64), torch.empty(K, blocks, D)
     out = d_W_enc_KFD, d_W_dec_KFD, d_b_enc_KF, sum_f_KF, count_KF, moved_KGD
     spread(
-        compiled.gradients, K * blocks, work, x, error_KBD.numpy(), W_enc, W_dec, scale, pull, norm,
-        *entries, slope_KCA, *(t.numpy() for t in out),
+        compiled.gradients, K * blocks, work, x, error_KBD.numpy(), W_enc, W_dec, scale, price,
+        pull, norm, *entries, *(t.numpy() for t in out),
     )  # fmt: skip
     sums = torch.from_numpy(sum_KCD.sum(1)), torch.from_numpy(square_KC.sum(1)).float()
     gradients = d_W_enc_KFD, d_b_enc_KF, d_W_dec_KFD

@@ -214,19 +214,15 @@ def by_feature(f_A, starts_F, place_A):
 
 @loop()
 def decode(
-    target_KBD, W_KFD, price_KF, scale, chunk, first, starts_KCF, row_KCA, value_KCA,
-    error_KBD, slope_KCA, sum_KCD, square_KC, low, high,
+    target_KBD, W_KFD, chunk, first, starts_KCF, row_KCA, value_KCA, error_KBD, sum_KCD, square_KC,
+    low, high,
 ):  # fmt: skip
-    """The errors f W - target of some chunks, and dL/df = scale e.w + price of their entries.
-
-    `sum_KCD` and `square_KC` get the errors' sum over the rows, and that of their squares.
-    """
+    """The errors f W - target of some chunks, their sum over rows, and that of their squares."""
     K, F, D = W_KFD.shape
     for task in range(low, high):
         k, c = task % K, first + task // K
         error_BD, target_BD = error_KBD[k], target_KBD[k]
-        starts, row = starts_KCF[k, c], row_KCA[k, c]
-        value, slope = value_KCA[k, c], slope_KCA[k, c]
+        starts, row, value = starts_KCF[k, c], row_KCA[k, c], value_KCA[k, c]
         last = min(c * chunk + chunk, error_BD.shape[0])
         for r in range(c * chunk, last):
             e, t = error_BD[r], target_BD[r]
@@ -238,12 +234,6 @@ def decode(
                 e, v = error_BD[row[a]], value[a]
                 for d in range(D):
                     e[d] += v * w[d]
-        for f in range(F):
-            w, price, end = W_KFD[k, f], price_KF[k, f], starts[f + 1]
-            for a in range(starts[f], end, 4):
-                products = _products(error_BD, _rows(row, a, end), w)
-                for i in range(min(4, end - a)):
-                    slope[a + i] = scale * products[i] + price
         sum_D, squares = sum_KCD[k, c], 0.0
         sum_D[:] = 0
         for r in range(c * chunk, last):
@@ -258,11 +248,11 @@ def decode(
 
 @loop()
 def gradients(
-    x_KBD, error_KBD, W_enc_KFD, W_dec_KFD, scale, pull_K, norm_KF, starts_KCF, row_KCA,
-    value_KCA, slope_KCA, d_W_enc_KFD, d_W_dec_KFD, d_b_enc_KF, sum_f_KF, count_KF, moved_KGD,
-    low, high,
+    x_KBD, error_KBD, W_enc_KFD, W_dec_KFD, scale, price_KF, pull_K, norm_KF, starts_KCF, row_KCA,
+    value_KCA, d_W_enc_KFD, d_W_dec_KFD, d_b_enc_KF, sum_f_KF, count_KF, moved_KGD, low, high,
 ):  # fmt: skip
-    """By feature, sums over its entries, four at a time.
+    """By feature, sums over its entries, four at a time; dL/df = scale e.w + price of each comes
+    out beside the gradient of the decoder row w, so that rows of errors are fetched once for both.
 
     Args:
         pull_K: what a decoder row w is pulled by, times the mean of f over the length of w.
@@ -280,32 +270,42 @@ def gradients(
             n, sum_f, sum_slope = 0, f32(0), f32(0)
             for c in range(C):
                 for a in range(starts_KCF[k, c, f], starts_KCF[k, c, f + 1]):
-                    value, slope = value_KCA[k, c, a], slope_KCA[k, c, a]
-                    row_A[n], value_A[n], slope_A[n] = row_KCA[k, c, a], scale * value, slope
-                    sum_f += value
-                    sum_slope += slope
+                    row_A[n], value_A[n] = row_KCA[k, c, a], scale * value_KCA[k, c, a]
+                    sum_f += value_KCA[k, c, a]
                     n += 1
-            sum_f_KF[k, f], d_b_enc_KF[k, f], count_KF[k, f] = sum_f, sum_slope, n
             for a in range(n, n + 3):  # to a multiple of four, by entries that add nothing
-                row_A[a], value_A[a], slope_A[a] = row_A[0], 0, 0
-            g_enc, g_dec, w = d_W_enc_KFD[k, f], d_W_dec_KFD[k, f], W_dec_KFD[k, f]
+                row_A[a], value_A[a] = row_A[0], 0
+            g, w, price = d_W_dec_KFD[k, f], W_dec_KFD[k, f], price_KF[k, f]
             pull = pull_K[k] * (sum_f / f32(B)) / max(norm_KF[k, f], f32(1e-12))
             for d in range(D):
-                g_enc[d] = 0
-                g_dec[d] = pull * w[d]
+                g[d] = pull * w[d]
+            for a in range(0, n, 4):
+                r0, r1, r2, r3 = row_A[a], row_A[a + 1], row_A[a + 2], row_A[a + 3]
+                v0, v1, v2, v3 = value_A[a], value_A[a + 1], value_A[a + 2], value_A[a + 3]
+                e0, e1, e2, e3 = error_BD[r0], error_BD[r1], error_BD[r2], error_BD[r3]
+                z0 = z1 = z2 = z3 = f32(0)
+                for d in range(D):
+                    g[d] += (v0 * e0[d] + v1 * e1[d]) + (v2 * e2[d] + v3 * e3[d])
+                    z0 += e0[d] * w[d]
+                    z1 += e1[d] * w[d]
+                    z2 += e2[d] * w[d]
+                    z3 += e3[d] * w[d]
+                slope_A[a], slope_A[a + 1] = scale * z0 + price, scale * z1 + price
+                slope_A[a + 2], slope_A[a + 3] = scale * z2 + price, scale * z3 + price
+            for a in range(n):
+                sum_slope += slope_A[a]
+            slope_A[n : n + 3] = 0
+            g, w = d_W_enc_KFD[k, f], W_enc_KFD[k, f]
+            g[:] = 0
             for a in range(0, n, 4):
                 r0, r1, r2, r3 = row_A[a], row_A[a + 1], row_A[a + 2], row_A[a + 3]
                 s0, s1, s2, s3 = slope_A[a], slope_A[a + 1], slope_A[a + 2], slope_A[a + 3]
-                v0, v1, v2, v3 = value_A[a], value_A[a + 1], value_A[a + 2], value_A[a + 3]
                 x0, x1, x2, x3 = x_BD[r0], x_BD[r1], x_BD[r2], x_BD[r3]
                 for d in range(D):
-                    g_enc[d] += (s0 * x0[d] + s1 * x1[d]) + (s2 * x2[d] + s3 * x3[d])
-                e0, e1, e2, e3 = error_BD[r0], error_BD[r1], error_BD[r2], error_BD[r3]
-                for d in range(D):
-                    g_dec[d] += (v0 * e0[d] + v1 * e1[d]) + (v2 * e2[d] + v3 * e3[d])
-            w = W_enc_KFD[k, f]
+                    g[d] += (s0 * x0[d] + s1 * x1[d]) + (s2 * x2[d] + s3 * x3[d])
             for d in range(D):
                 moved[d] += sum_slope * w[d]
+            sum_f_KF[k, f], d_b_enc_KF[k, f], count_KF[k, f] = sum_f, sum_slope, n
 
 
 @loop()
