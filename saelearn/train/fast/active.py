@@ -62,7 +62,10 @@ class Scratch:
             return given  # a view costs ten times what it takes to see that there is one
         size, kept = math.prod(shape), self._kept.get(name)
         if kept is None or kept.numel() < size or kept.dtype != dtype:
-            kept = self._kept[name] = torch.empty(size, dtype=dtype)
+            room = np.empty(size * dtype.itemsize + 64, np.uint8)  # in large pages where it can
+            begin = -room.ctypes.data % 64
+            room = torch.from_numpy(room)[begin : begin + size * dtype.itemsize]
+            kept = self._kept[name] = room.view(dtype)
         given = self._given[name] = kept[:size].view(shape)
         return given
 
