@@ -229,11 +229,16 @@ def decode(
             for d in range(D):
                 e[d] = -t[d]
         for f in range(F):
-            w = W_KFD[k, f]
-            for a in range(starts[f], starts[f + 1]):
-                e, v = error_BD[row[a]], value[a]
+            w, begin, end = W_KFD[k, f], starts[f], starts[f + 1]
+            for a in range(begin, end - 1, 2):
+                e0, e1, v0, v1 = error_BD[row[a]], error_BD[row[a + 1]], value[a], value[a + 1]
                 for d in range(D):
-                    e[d] += v * w[d]
+                    e0[d] += v0 * w[d]
+                    e1[d] += v1 * w[d]
+            if (end - begin) % 2:
+                e0, v0 = error_BD[row[end - 1]], value[end - 1]
+                for d in range(D):
+                    e0[d] += v0 * w[d]
         sum_D, squares = sum_KCD[k, c], 0.0
         sum_D[:] = 0
         for r in range(c * chunk, last):
