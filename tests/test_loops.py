@@ -184,6 +184,35 @@ def test_the_update_is_the_plain_one_in_double_precision(
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(shape[1]))
 
 
+@pytest.mark.parametrize("moved", ["weights", "moments", "step"])
+def test_the_update_sees_what_lies_elsewhere_by_now(moved):
+    """As after a checkpoint was loaded, or weights were put in the place of others."""
+    sae, exact = SAE(5, 9, seed=0), SAE(5, 9, seed=0)
+    ours, theirs = (Adam(s.parameters(), lr=1e-2) for s in (sae, exact))
+    for i in range(4):
+        for p, q in zip(sae.parameters(), exact.parameters(), strict=True):
+            p.grad = torch.empty_like(p).copy_(torch.full_like(p, 0.1 + i))
+            q.grad = p.grad.clone()
+            if i == 3:
+                for own, optimizer in ((p, ours), (q, theirs)):
+                    state = optimizer.state[own]
+                    if moved == "weights":
+                        own.data = own.data * 2  # laid out as it was
+                    elif moved == "moments":
+                        state["exp_avg"], state["exp_avg_sq"] = (
+                            torch.zeros_like(own) + 0.5 for _ in range(2)
+                        )
+                    else:
+                        state["step"] = torch.tensor(100.0)
+        if i == 0 or not move({p: p.grad for p in sae.parameters()}, ours, clip_norm=1.0):
+            update_(sae, ours, clip_norm=1.0, unit_norm=False)
+        update_(exact, theirs, clip_norm=1.0, unit_norm=False)
+    for p, q in zip(sae.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+        for name, value in theirs.state[q].items():
+            torch.testing.assert_close(ours.state[p][name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_what_the_loops_cannot_move_is_left_to_the_plain_update():
     sae = SAE(4, 6).double()
     slopes = {p: torch.ones_like(p) for p in sae.parameters()}
