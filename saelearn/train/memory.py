@@ -21,7 +21,7 @@ from saelearn.train.frame import may_turn
 from saelearn.train.settings import Settings
 
 FP32 = 4  # bytes
-LISTED = 15  # bytes for an active entry: row, value and gradient, and a fifth more room
+LISTED = 10  # bytes for an active entry: row and value, and a fifth more room
 SPARSE_BELOW = Plan().sparse_below
 AUTOGRAD = 8  # matrices of the features' size that it holds at once (seen: 5 to 8)
 

@@ -20,6 +20,7 @@ batch, D width, F features each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,7 +34,6 @@ from saelearn.train.fast.search import ROUGH, active, few, largest
 from saelearn.train.fast.updates import move
 from saelearn.train.update import Adam, update_
 
-TOO_ROUGH = 5  # proposals for each entry, of which a finer product makes fewer
 DENSE_ABOVE = 0.2  # share of active entries above which full products are faster
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
@@ -172,7 +172,7 @@ class Kernel:
     ) -> Parts:
         given = input_KBD, sae.W_enc_KFD, sae.b_enc_KF, self._scratch
         lists, proposed = active(*given, encoder=self._encoder)
-        if self._encoder in ROUGH and proposed > TOO_ROUGH:
+        if proposed > ROUGH.get(self._encoder, math.inf):
             self._encoder = self.plan.otherwise  # finds the same
         lists = lists or active(*given, encoder=self._encoder)[0]
         weights = sae.W_enc_KFD, sae.W_dec_KFD
