@@ -163,6 +163,13 @@ def _products(x_ND, rows, w_D):
 
 
 @loop()
+def _listed(row_A, value_A, n, row, value):
+    """An entry at place n, and where the next one goes: there too if this is not above 0."""
+    row_A[n], value_A[n] = row, value
+    return n + (value > f32(0))
+
+
+@loop()
 def values(x_KBD, W_KFD, b_KF, first, starts_KCF, row_KCA, value_KCA, seen_KC, low, high):
     """x.w + b for each entry of the lists; those that are not above 0 leave."""
     K, F, _ = W_KFD.shape
@@ -176,12 +183,14 @@ def values(x_KBD, W_KFD, b_KF, first, starts_KCF, row_KCA, value_KCA, seen_KC, l
             w, bias, end = W_KFD[k, f], b_KF[k, f], starts[f + 1]
             for a in range(begin, end, 4):
                 four = _rows(row, a, end)
-                products = _products(x_BD, four, w)
-                for i in range(min(4, end - a)):
-                    z = products[i] + bias
-                    row[n] = four[i]
-                    value[n] = z
-                    n += z > f32(0)
+                z0, z1, z2, z3 = _products(x_BD, four, w)
+                n = _listed(row, value, n, four[0], z0 + bias)  # a loop over them takes longer
+                if a + 1 < end:
+                    n = _listed(row, value, n, four[1], z1 + bias)
+                if a + 2 < end:
+                    n = _listed(row, value, n, four[2], z2 + bias)
+                if a + 3 < end:
+                    n = _listed(row, value, n, four[3], z3 + bias)
             begin = end
             starts[f + 1] = n
 
