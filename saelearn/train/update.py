@@ -87,7 +87,7 @@ class Adam:
 
     Attributes:
         state: for each parameter that was moved: "step", "exp_avg", "exp_avg_sq".
-        rows: what `fast.updates` keeps of them.
+        kept: what `fast.updates` keeps of them.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Adam:
     ):
         self.parameters, self.lr, self._factors = list(parameters), lr, dict(factors or {})
         self.state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
-        self.rows: dict[Tensor, object] = {}
+        self.kept: dict[Tensor, object] = {}
 
     def factor_of(self, parameter: Tensor) -> float:
         """How many times `lr` it is moved by."""

@@ -163,7 +163,7 @@ def _products(x_ND, rows, w_D):
 
 
 @loop()
-def _listed(row_A, value_A, n, row, value):
+def _put(row_A, value_A, n, row, value):
     """An entry at place n, and where the next one goes: there too if this is not above 0."""
     row_A[n], value_A[n] = row, value
     return n + (value > f32(0))
@@ -184,13 +184,13 @@ def values(x_KBD, W_KFD, b_KF, first, starts_KCF, row_KCA, value_KCA, seen_KC, l
             for a in range(begin, end, 4):
                 four = _rows(row, a, end)
                 z0, z1, z2, z3 = _products(x_BD, four, w)
-                n = _listed(row, value, n, four[0], z0 + bias)  # a loop over them takes longer
+                n = _put(row, value, n, four[0], z0 + bias)  # a loop over them takes longer
                 if a + 1 < end:
-                    n = _listed(row, value, n, four[1], z1 + bias)
+                    n = _put(row, value, n, four[1], z1 + bias)
                 if a + 2 < end:
-                    n = _listed(row, value, n, four[2], z2 + bias)
+                    n = _put(row, value, n, four[2], z2 + bias)
                 if a + 3 < end:
-                    n = _listed(row, value, n, four[3], z3 + bias)
+                    n = _put(row, value, n, four[3], z3 + bias)
             begin = end
             starts[f + 1] = n
 

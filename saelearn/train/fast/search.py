@@ -268,8 +268,7 @@ def _rounded(name: str, full_KND: Tensor, scratch: Scratch) -> Tensor:
 
 ENCODERS = {"plain": _plain, "onednn": _onednn, "screen": _screen, "bytes": _bytes,
             "shorts": _shorts}  # fmt: skip
-# would propose too much of uneven rows: above so many for each entry a finer product is faster,
-# measured where each is the fastest else
+# would propose too much of uneven rows: where it is more for each entry, a finer product is faster
 ROUGH = {"bytes": 5, "shorts": 12}
 
 

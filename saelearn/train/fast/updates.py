@@ -40,30 +40,30 @@ def move(
     if not all(optimizer.state.get(p) for p in moved):
         return False
     compiled = loops()
-    pairs = [(_matrix(slope, p), _rows(p, optimizer)) for p, slope in moved.items()]
-    if compiled is None or any(slope_GD is None or rows is None for slope_GD, rows in pairs):
+    pairs = [(_matrix(slope, p), _kept(p, optimizer)) for p, slope in moved.items()]
+    if compiled is None or any(slope_GD is None or kept is None for slope_GD, kept in pairs):
         return False
     if unit is not None and not unit.is_contiguous():
         return False
     factor_K = np.ones(n_saes, np.float32)
     if clip_norm < np.inf:
         square_K = np.zeros(n_saes)
-        for p, (slope_GD, rows) in zip(moved, pairs, strict=True):
-            square_G, W_GD = np.empty(len(slope_GD)), rows.W_GD
+        for p, (slope_GD, kept) in zip(moved, pairs, strict=True):
+            square_G, W_GD = np.empty(len(slope_GD)), kept.W_GD
             spread(compiled.squares, len(W_GD), W_GD.size, slope_GD, W_GD, p is unit, square_G)
             square_K += square_G.reshape(n_saes, -1).sum(1)
         factor_K = np.minimum(1, clip_norm / (np.sqrt(square_K) + 1e-6)).astype(np.float32)
-    for p, (slope_GD, rows) in zip(moved, pairs, strict=True):
-        rows.step[...] += 1
-        t, W_GD = float(rows.step), rows.W_GD
+    for p, (slope_GD, kept) in zip(moved, pairs, strict=True):
+        kept.step[...] += 1
+        t, W_GD = float(kept.step), kept.W_GD
         lr = np.float32(optimizer.lr * optimizer.factor_of(p) / (1 - 0.9**t))
         root = np.float32((1 - 0.999**t) ** -0.5)
-        given = slope_GD, W_GD, rows.mean_GD, rows.square_GD, factor_K, lr, root, p is unit
+        given = slope_GD, W_GD, kept.mean_GD, kept.square_GD, factor_K, lr, root, p is unit
         spread(compiled.adam, len(W_GD), 4 * W_GD.size, *given)
     return True
 
 
-class _Rows(NamedTuple):
+class _Kept(NamedTuple):
     """A parameter and its optimizer's state as the loops take them, and where these lie."""
 
     at: tuple[object, ...]
@@ -73,17 +73,17 @@ class _Rows(NamedTuple):
     step: np.ndarray
 
 
-def _rows(parameter: Tensor, optimizer: Adam) -> _Rows | None:
+def _kept(parameter: Tensor, optimizer: Adam) -> _Kept | None:
     """Kept by the optimizer from move to move, for in a small step finding them takes as long as
     moving them; looked for again where one lies elsewhere."""
-    state, kept = optimizer.state[parameter], optimizer.rows.get(parameter)
+    state, kept = optimizer.state[parameter], optimizer.kept.get(parameter)
     own = parameter, state["exp_avg"], state["exp_avg_sq"], state["step"]
     at = *[tensor.data_ptr() for tensor in own], parameter.stride()
     if kept is None or kept.at != at:
         matrices, step = [_matrix(tensor, parameter) for tensor in own[:3]], own[3]
         if step.device.type != "cpu" or any(matrix is None for matrix in matrices):
             return None
-        kept = optimizer.rows[parameter] = _Rows(at, *matrices, step.numpy())
+        kept = optimizer.kept[parameter] = _Kept(at, *matrices, step.numpy())
     return kept
 
 
