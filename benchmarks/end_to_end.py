@@ -27,8 +27,8 @@ from saelearn.train import train
 D, F, B = 128, 1_024, 1_024
 L1, LR, SLOW_LR = 2.0, 2e-3, 3e-4
 PLAIN = {
-    "lr_warmup": 0.0, "lr_decay": 0.0, "l1_warmup": 0.0, "normalize": False,
-    "center": "zero", "progress": False,
+    "lr_warmup": 0.0, "lr_decay": 0.0, "l1_warmup": 0.0, "normalize": False, "bias_lr": 1.0,
+    "basis": "given", "center": "zero", "progress": False,
 }  # fmt: skip
 
 

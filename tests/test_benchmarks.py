@@ -162,6 +162,26 @@ def test_a_frontier_is_measured_and_goes_on_from_its_log(capsys, tmp_path):
     assert len(log.read_text("utf-8").splitlines()) == 2
 
 
+def test_end_to_end_trains_as_plainly_as_its_peer(monkeypatch):
+    """Whatever else `train` does by default, the comparison goes without."""
+    for name, value in {"D": 16, "F": 64, "B": 128}.items():
+        monkeypatch.setattr(end_to_end, name, value)
+    x_ND = end_to_end.rows(4 * 128)
+    history, stream = end_to_end.ours(x_ND, 40, log_every=1), end_to_end.batches(x_ND)
+    sae = SAE(16, 64, seed=0)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=end_to_end.LR)
+    for record in history:
+        x_BD = next(stream)
+        f_BF = sae.encode(x_BD)
+        error = (x_BD - sae.decode(f_BF)).square().sum(1).mean()
+        loss = error + end_to_end.L1 * (f_BF * sae.W_dec.norm(dim=1)).sum(1).mean()
+        assert record["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+
+
 def test_end_to_end_prints_seconds_loss_and_l0(capsys, monkeypatch):
     monkeypatch.setattr(end_to_end.machine, "version", lambda package: None)
     end_to_end.main(["--json", "--steps", "3", "--rounds", "1"])
